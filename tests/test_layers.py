@@ -54,9 +54,7 @@ def test_imports_follow_the_table(path):
     unit = path.relative_to(SRC).parts[0].removesuffix(".py")
     if unit == "__init__":
         return
-    assert not violations(path.read_text(), unit), (
-        f"{path.relative_to(SRC)}: import the part you need, downwards"
-    )
+    assert not violations(path.read_text(), unit), f"{path.relative_to(SRC)}: import the part you need, downwards"
 
 
 @pytest.mark.parametrize(

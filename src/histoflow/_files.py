@@ -42,9 +42,7 @@ def file_hash(path: str | Path) -> str:
             while block := handle.read(_BLOCK):
                 digest.update(block)
     except OSError as err:
-        raise ReadError(
-            f"cannot read {path}: {err.strerror or err}; check the path and its permissions"
-        ) from err
+        raise ReadError(f"cannot read {path}: {err.strerror or err}; check the path and its permissions") from err
     return digest.hexdigest()
 
 
@@ -125,9 +123,7 @@ def read_json(path: str | Path) -> Any:
     except OSError as err:
         raise ReadError(f"cannot read {path}: {err.strerror or err}") from err
     except ValueError as err:
-        raise ReadError(
-            f"{path} is not valid JSON ({err}); it may be truncated: restore or remake it"
-        ) from err
+        raise ReadError(f"{path} is not valid JSON ({err}); it may be truncated: restore or remake it") from err
 
 
 @contextmanager
