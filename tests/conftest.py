@@ -1,0 +1,34 @@
+"""Shared fixtures: the real sections, a throw-away cache, fixed torch threads."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+torch.set_num_threads(1)  # two workers share two cores; small operations spin otherwise
+
+
+def required(part: str) -> bool:
+    """Whether a missing `part` is a failure here rather than a skip."""
+    return part in os.environ.get("HISTOFLOW_REQUIRE", "").split(",")
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """Folder of the real paired sections, from HISTOFLOW_DATA."""
+    folder = os.environ.get("HISTOFLOW_DATA")
+    if folder and Path(folder).is_dir():
+        return Path(folder)
+    message = f"HISTOFLOW_DATA is {folder!r}: set it to the folder of the real sections to run this test"
+    if required("data"):
+        pytest.fail(message)
+    pytest.skip(message)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep everything that is cached inside the test run's temporary folder."""
+    folder = tmp_path_factory.mktemp("cache")
+    os.environ["HISTOFLOW_CACHE"] = str(folder)
+    return folder
