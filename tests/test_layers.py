@@ -14,7 +14,7 @@ MAY_IMPORT = {
     "_files": {"_errors"},
     "flow": BASE,
     "io": BASE,
-    "pp": BASE,
+    "pp": BASE | {"stats"},
     "pl": BASE,
     "stats": BASE,
     "cohort": BASE,

@@ -11,6 +11,7 @@ HistoflowError
 ├── PanelMismatchError      (ValueError)   genes of the data and of the model differ
 ├── EncoderMismatchError    (ValueError)   embeddings were made another way than the model's
 ├── ShapeError              (ValueError)   an array has the wrong shape
+├── NotFiniteError          (ValueError)   an array holds NaN or infinity
 ├── SplitError              (ValueError)   a split cannot be made, or would leak at the asked level
 ├── NotFittedError          (RuntimeError) an estimator is used before `fit`
 ├── ModelFormatError        (ValueError)   a model directory is damaged, or written by a newer version
@@ -21,6 +22,7 @@ HistoflowError
 HistoflowWarning            (UserWarning)
 ├── ScaleWarning            a scale is usable but doubtful: anisotropic, up-sampled, taken from the hires image
 ├── DroppedSpotsWarning     spots were left out: no counts, no position, outside the image
+├── GeneNamesWarning        gene names of a count matrix were repeated and had to be made unique
 └── TrainingWarning         a fit used fewer data, or a cruder inner fold, than is advisable
 """
 
@@ -73,6 +75,10 @@ class ShapeError(HistoflowError, ValueError):
     """An array has the wrong shape."""
 
 
+class NotFiniteError(HistoflowError, ValueError):
+    """An array holds NaN or infinity."""
+
+
 class SplitError(HistoflowError, ValueError):
     """A split cannot be made, or would leak at the asked level."""
 
@@ -107,6 +113,10 @@ class ScaleWarning(HistoflowWarning):
 
 class DroppedSpotsWarning(HistoflowWarning):
     """Spots were left out, and why."""
+
+
+class GeneNamesWarning(HistoflowWarning):
+    """Gene names of a count matrix were repeated and had to be made unique."""
 
 
 class TrainingWarning(HistoflowWarning):

@@ -1,0 +1,23 @@
+"""Flow matching on tensors: prior, path, denoiser, sampler; knows no genes, no files, no AnnData."""
+
+from histoflow.flow.denoiser import Denoiser, SpotContext
+from histoflow.flow.geometry import EdgeGeometry, edge_geometry
+from histoflow.flow.path import LinearPath, PathSample
+from histoflow.flow.prior import GaussianPrior, Prior, ZeroPrior, ZINBPrior, prior_from_name
+from histoflow.flow.sampler import DenoiserFunction, EulerSampler
+
+__all__ = [
+    "Denoiser",
+    "DenoiserFunction",
+    "EdgeGeometry",
+    "EulerSampler",
+    "GaussianPrior",
+    "LinearPath",
+    "PathSample",
+    "Prior",
+    "SpotContext",
+    "ZINBPrior",
+    "ZeroPrior",
+    "edge_geometry",
+    "prior_from_name",
+]

@@ -1,0 +1,218 @@
+"""Counts to the model's scale, and the panel: which genes, in which order, chosen by which rule."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, cast, get_args
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from scipy import sparse
+
+from histoflow._errors import MissingDependencyError, OptionError, PanelMismatchError
+from histoflow._files import value_hash
+from histoflow._keys import SPATIAL_UM, check_section, section_name
+from histoflow.pp.graph import neighbors
+from histoflow.stats.metrics import moran
+
+Normalize = Literal["library", "none"]
+"""``library``: counts per 10,000, then log1p. ``none``: log1p of the raw counts."""
+PanelRule = Literal["variance", "hvg", "spatial"]
+
+TARGET_SUM = 10_000.0
+MIN_DETECTED = 0.10
+N_MORAN_NEIGHBORS = 6
+_EXCLUDED = re.compile(
+    r"^(MT-|RP[SL]\d|RP[SL][PA]\d?|ERCC-|BLANK|NEGCONTROL|UNASSIGNED|ANTISENSE|DEPRECATED|INTERGENIC)|CONTROL", re.I
+)
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Genes that a model predicts, in the order of its columns.
+
+    Parameters
+    ----------
+    genes
+        Gene names as in ``var_names``, each once.
+    rule
+        How they were chosen: ``variance``, ``hvg``, ``spatial`` or ``given``.
+    """
+
+    genes: tuple[str, ...]
+    rule: str = "given"
+
+    def __post_init__(self) -> None:
+        """Refuse an empty panel and repeated genes."""
+        repeated = sorted({g for g in self.genes if self.genes.count(g) > 1})
+        if repeated or not self.genes:
+            what = f"names {', '.join(repeated[:5])} more than once" if repeated else "is empty"
+            raise PanelMismatchError(f"the panel {what}; give each wanted gene once")
+
+    def __len__(self) -> int:
+        """Count the genes."""
+        return len(self.genes)
+
+    @property
+    def hash(self) -> str:
+        """Hash of the ordered list, 12 hex digits: figures are compared only on equal lists."""
+        return value_hash(list(self.genes))[:12]
+
+
+def library_size(section: AnnData) -> np.ndarray:
+    """Total counts of each spot over all genes measured, float64, shape (n_spots,)."""
+    check_section(section, needs=["X"])
+    return np.asarray(section.X.sum(axis=1), dtype=np.float64).ravel()
+
+
+def keep_spots(section: AnnData, *, min_counts: int) -> AnnData:
+    """Leave out spots with fewer than `min_counts` counts in all; the number is the difference in ``n_obs``."""
+    return section[library_size(section) >= min_counts].copy() if min_counts > 0 else section
+
+
+def check_normalize(normalize: str) -> Normalize:
+    """Return `normalize` if it is offered, else raise OptionError."""
+    if normalize not in get_args(Normalize):
+        raise OptionError(f"normalize={normalize!r} is not offered; choose from {', '.join(get_args(Normalize))}")
+    return cast(Normalize, normalize)
+
+
+def panel_counts(section: AnnData, panel: Panel) -> np.ndarray:
+    """Raw counts of the panel's genes, float64, shape (n_spots, n_genes).
+
+    Raises
+    ------
+    PanelMismatchError
+        If the section's table lacks a gene of the panel: a gene that is absent was not measured, which is not zero.
+    """
+    missing = [g for g in panel.genes if g not in section.var_names]
+    if missing:
+        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+        raise PanelMismatchError(
+            f"section {section_name(section)} lacks {len(missing)} of the panel's {len(panel)} genes ({named}); "
+            "choose the panel from genes measured in every section"
+        )
+    return _dense(section.X[:, section.var_names.get_indexer(pd.Index(panel.genes))])
+
+
+def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize) -> np.ndarray:
+    """Measured expression on the model's scale.
+
+    Returns
+    -------
+    log1p expression, float32, shape (n_spots, n_genes): of counts per 10,000 of all genes of the section's table
+    for ``library``, of raw counts for ``none``. A spot without counts is 0.
+
+    Raises
+    ------
+    PanelMismatchError
+        If the section's table lacks a gene of the panel.
+    """
+    return to_log1p(panel_counts(section, panel), library_size(section), normalize)
+
+
+def to_log1p(counts: np.ndarray, totals: np.ndarray, normalize: Normalize) -> np.ndarray:
+    """Counts (n_spots, n_genes) with library sizes (n_spots,) to log1p expression, float32, same shape."""
+    scale = TARGET_SUM / np.maximum(totals, 1.0) if normalize == "library" else np.ones_like(totals)
+    return cast(np.ndarray, np.log1p(counts * scale[:, None]).astype(np.float32))
+
+
+def choose_panel(
+    sections: Sequence[AnnData],
+    n_genes: int = 50,
+    rule: PanelRule = "variance",
+    *,
+    normalize: Normalize = "library",
+    keep: Sequence[str] = (),
+) -> Panel:
+    """Choose the genes worth predicting, from the sections given and no others.
+
+    Candidates are genes present in all sections and detected in at least 10 % of the spots of each; mitochondrial,
+    ribosomal and control features are out. Ties go by name.
+
+    Parameters
+    ----------
+    sections
+        Training sections, raw counts.
+    n_genes
+        Size of the panel.
+    rule
+        ``variance``: variance of the expression on the model's scale over all spots pooled. ``hvg``: the
+        HEST-Benchmark's, scanpy's ``seurat`` flavour on log1p of raw counts. ``spatial``: Moran's I on the model's
+        scale, mean over sections.
+    normalize
+        The model's scale.
+    keep
+        Genes that stay candidates although their name marks them as mitochondrial, ribosomal or control.
+
+    Raises
+    ------
+    OptionError
+        If the rule is not offered.
+    PanelMismatchError
+        If fewer than `n_genes` candidates are left.
+    """
+    if rule not in get_args(PanelRule):
+        raise OptionError(f"rule={rule!r} is not offered; choose from {', '.join(get_args(PanelRule))}")
+    candidates = _candidates(sections, set(keep))
+    if len(candidates) < n_genes:
+        raise PanelMismatchError(
+            f"{n_genes} genes were asked for, but only {len(candidates)} are measured in all {len(sections)} sections "
+            f"and detected in {MIN_DETECTED:.0%} of the spots of each; ask for fewer, or name the genes"
+        )
+    if rule == "hvg":
+        return Panel(_scanpy_hvg(sections, candidates, n_genes), rule)
+    pool = Panel(tuple(candidates))
+    values = [panel_log1p(s, pool, check_normalize(normalize)) for s in sections]
+    scores = _variance(values) if rule == "variance" else _mean_moran(sections, values)
+    best = np.argsort(-scores, kind="stable")[:n_genes]  # candidates are sorted by name: ties go by name
+    return Panel(tuple(candidates[i] for i in best), rule)
+
+
+def _candidates(sections: Sequence[AnnData], keep: set[str]) -> list[str]:
+    """Names of genes detected often enough in every section, sorted."""
+    if not sections:
+        raise PanelMismatchError("no section was given to choose a panel from; pass at least one")
+    common: set[str] | None = None
+    for section in sections:
+        check_section(section, needs=["X"])
+        detected = np.asarray((section.X > 0).sum(axis=0)).ravel()
+        often = set(section.var_names[detected >= MIN_DETECTED * section.n_obs])
+        common = often if common is None else common & often
+    return sorted(g for g in common or () if g in keep or not _EXCLUDED.search(g))
+
+
+def _variance(values: list[np.ndarray]) -> np.ndarray:
+    pooled = np.concatenate(values).astype(np.float64)
+    return cast(np.ndarray, pooled.var(axis=0))
+
+
+def _mean_moran(sections: Sequence[AnnData], values: list[np.ndarray]) -> np.ndarray:
+    scores = []
+    for section, expression in zip(sections, values, strict=True):
+        check_section(section, needs=[SPATIAL_UM])
+        graph = neighbors(section.obsm[SPATIAL_UM], N_MORAN_NEIGHBORS)
+        scores.append(np.nan_to_num(moran(expression, graph.index, graph.mask)))
+    return cast(np.ndarray, np.mean(scores, axis=0))
+
+
+def _scanpy_hvg(sections: Sequence[AnnData], candidates: list[str], n_genes: int) -> tuple[str, ...]:
+    try:
+        import scanpy as sc
+    except ImportError as err:
+        raise MissingDependencyError('rule="hvg" needs scanpy: pip install "histoflow[hvg]"') from err
+    pool = Panel(tuple(candidates))
+    stacked = AnnData(np.log1p(np.concatenate([panel_counts(s, pool) for s in sections])).astype(np.float32))
+    stacked.var_names = candidates
+    found = sc.pp.highly_variable_genes(stacked, n_top_genes=n_genes, flavor="seurat", inplace=False)
+    ranked = found["dispersions_norm"].to_numpy()
+    order = np.argsort(-np.nan_to_num(ranked, nan=-np.inf), kind="stable")[:n_genes]
+    return tuple(candidates[i] for i in order)
+
+
+def _dense(matrix: object) -> np.ndarray:
+    dense = matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
+    return np.asarray(dense, dtype=np.float64)
