@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, cast, get_args
+from typing import Any, Literal, cast, get_args
 
 import numpy as np
 import pandas as pd
@@ -213,6 +213,6 @@ def _scanpy_hvg(sections: Sequence[AnnData], candidates: list[str], n_genes: int
     return tuple(candidates[i] for i in order)
 
 
-def _dense(matrix: object) -> np.ndarray:
+def _dense(matrix: Any) -> np.ndarray:
     dense = matrix.toarray() if sparse.issparse(matrix) else np.asarray(matrix)
     return np.asarray(dense, dtype=np.float64)

@@ -66,7 +66,8 @@ def _unmix(patches: Tensor) -> Tensor:
     density = -torch.log((patches.float() + 1) / 256)
     stains = torch.tensor(_STAINS, device=patches.device)
     unmix = torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
-    return (density @ unmix).movedim(3, 1).contiguous()
+    unmixed: Tensor = density @ unmix
+    return unmixed.movedim(3, 1).contiguous()
 
 
 def _quantiles(stains: Tensor) -> Tensor:
@@ -103,7 +104,8 @@ def _second_order(modulus: Tensor, j1: int, filters: list[list[Tensor]]) -> Tens
 def _wavelet_modulus(spectrum: Tensor, bank: Tensor, resolution: int, scale: int) -> Tensor:
     """Modulus of the wavelet transform at every orientation, sampled at the resolution that the scale needs."""
     product = _crop(spectrum * bank, 2 ** (_resolution(scale) - resolution))
-    return torch.fft.ifft2(product).abs()
+    modulus: Tensor = torch.fft.ifft2(product).abs()
+    return modulus
 
 
 def _resolution(scale: int) -> int:
