@@ -136,8 +136,10 @@ def model_bars(table: pd.DataFrame, *, title: str = "") -> Figure:
     >>> figure = model_bars(pd.DataFrame(rows, columns=["model", "fold", "value"]))
     """
     missing = [name for name in ("model", "fold", "value") if name not in table]
-    if missing or not len(table):
-        raise OptionError(f"table must have rows and columns model, fold, value; {missing or 'all rows'} missing")
+    if missing:
+        raise OptionError(f"table lacks the columns {missing}: give model, fold and value")
+    if not len(table):
+        raise OptionError("table has no rows: give one per model and fold")
     means = table.groupby("model")["value"].mean().sort_values(kind="stable", na_position="first")
     figure = new_figure(7.0, 0.42 * len(means) + 1.3)
     axes = figure.add_subplot()
