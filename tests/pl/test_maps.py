@@ -80,7 +80,7 @@ def test_a_circle_covers_its_micrometres_on_the_page():
     page = np.asarray(figure.canvas.buffer_rgba())[::-1, :, :3]
     (left, y), (right, _) = np.round(axes.transData.transform([[-200, 0], [100, 0]])).astype(int)
     covered = (page[y, left:right] != 255).any(axis=-1).mean()
-    assert covered == pytest.approx(circles(axes).get_widths().max() * 2 / 300, abs=0.03)
+    assert covered == pytest.approx(circles(axes).get_widths().max() / 300, abs=0.02)
 
 
 def test_the_thumbnail_lies_at_its_place():

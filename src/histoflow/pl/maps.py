@@ -268,7 +268,7 @@ def _add_scale_bar(axes: Axes, spots: _Spots) -> None:
     length = decade * max(step for step in (1, 2, 5) if step * decade <= quarter)
     below = bottom + 0.03 * (bottom - top)
     axes.plot([left, left + length], [below, below], color="black", linewidth=2.5, clip_on=False)
-    label: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 9, "annotation_clip": False}
+    axes.annotate(
         f"{length:g} µm",
         (left + length / 2, below),
         (0, -4),
