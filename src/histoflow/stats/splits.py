@@ -304,7 +304,7 @@ def _principal_coordinates(xy: NDArray[np.float64]) -> NDArray[np.float64]:
     along = centred @ axis
     tail = (along**3).sum()
     symmetric = abs(tail) <= _ISOTROPIC * (np.abs(along) ** 3).sum()
-    if (axis @ _FORWARD if True else tail) < 0:
+    if (axis @ _FORWARD if symmetric else tail) < 0:
         axis = -axis
     coordinates: NDArray[np.float64] = np.stack([centred @ axis, centred @ [-axis[1], axis[0]]])
     return coordinates
