@@ -18,6 +18,7 @@ from histoflow.stats import (
     spearman,
     variance_ratio,
 )
+from histoflow.stats.metrics import moran
 
 RNG = np.random.default_rng(0)
 DEPTH = RNG.normal(size=40)
@@ -168,6 +169,19 @@ def test_a_constant_covariate_explains_nothing():
     np.testing.assert_allclose(
         partial_pearson(MEASURED, PREDICTED, covariate=np.full(40, 0.1)), pearson(MEASURED, PREDICTED), rtol=1e-12
     )
+
+
+def test_moran_is_the_sum_over_pairs_of_its_definition():
+    index, mask = RNG.integers(0, 40, (40, 4)), RNG.random((40, 4)) < 0.7
+    values = MEASURED.copy()
+    values[:, 1] = 0.1
+    expected = []
+    for gene in values.T:
+        centred = gene - gene.mean()
+        pairs = [centred[i] * centred[j] for i in range(40) for j, real in zip(index[i], mask[i], strict=True) if real]
+        expected.append(np.nan if np.ptp(gene) == 0 else 40 / mask.sum() * sum(pairs) / (centred**2).sum())
+    np.testing.assert_allclose(moran(values, index, mask), expected, atol=1e-12)
+    assert np.isnan(moran(values, index, np.zeros_like(mask))).all()
 
 
 def test_nan_genes_count_as_zero_and_are_counted():

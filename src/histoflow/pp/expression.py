@@ -25,6 +25,7 @@ PanelRule = Literal["variance", "hvg", "spatial"]
 TARGET_SUM = 10_000.0
 MIN_DETECTED = 0.10
 N_MORAN_NEIGHBORS = 6
+_TIE_DECIMALS = 10  # sums over spots differ in the last bits with the order of the spots; ties must not
 _EXCLUDED = re.compile(
     r"^(MT-|RP[SL]\d|RP[SL][PA]\d?|ERCC-|BLANK|NEGCONTROL|UNASSIGNED|ANTISENSE|DEPRECATED|INTERGENIC)|CONTROL", re.I
 )
@@ -151,12 +152,15 @@ def choose_panel(
     Raises
     ------
     OptionError
-        If the rule is not offered.
+        If the rule or the scale is not offered, or `n_genes` is below 1.
     PanelMismatchError
-        If fewer than `n_genes` candidates are left.
+        If no section is given, or fewer than `n_genes` candidates are left.
     """
     if rule not in get_args(PanelRule):
         raise OptionError(f"rule={rule!r} is not offered; choose from {', '.join(get_args(PanelRule))}")
+    if n_genes < 1:
+        raise OptionError(f"n_genes is {n_genes}; ask for at least 1 gene")
+    scale = check_normalize(normalize)
     candidates = _candidates(sections, set(keep))
     if len(candidates) < n_genes:
         raise PanelMismatchError(
@@ -166,9 +170,10 @@ def choose_panel(
     if rule == "hvg":
         return Panel(_scanpy_hvg(sections, candidates, n_genes), rule)
     pool = Panel(tuple(candidates))
-    values = [panel_log1p(s, pool, check_normalize(normalize)) for s in sections]
+    values = [panel_log1p(s, pool, scale) for s in sections]
     scores = _variance(values) if rule == "variance" else _mean_moran(sections, values)
-    best = np.argsort(-scores, kind="stable")[:n_genes]  # candidates are sorted by name: ties go by name
+    # Stable, on candidates that are sorted by name: ties go by name.
+    best = np.argsort(-scores.round(_TIE_DECIMALS), kind="stable")[:n_genes]
     return Panel(tuple(candidates[i] for i in best), rule)
 
 

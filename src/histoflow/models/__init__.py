@@ -1,0 +1,82 @@
+"""Estimators: fit on sections that have both images and counts, predict on slides that have not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from histoflow._errors import OptionError
+from histoflow.models.base import Estimator, load_estimator
+from histoflow.models.baselines import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
+from histoflow.models.ridge import RidgeProbe
+from histoflow.models.stflow import Network, STFlow
+from histoflow.models.training import Training
+
+_KINDS: dict[str, type[Estimator]] = {
+    kind.name: kind for kind in (MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline, RidgeProbe, STFlow)
+}
+
+NAMES = tuple(_KINDS)
+"""Names of all estimators, as options take them."""
+
+__all__ = [
+    "NAMES",
+    "ColorBaseline",
+    "Estimator",
+    "LibrarySizeBaseline",
+    "LocationBaseline",
+    "MeanBaseline",
+    "Network",
+    "RidgeProbe",
+    "STFlow",
+    "Training",
+    "from_name",
+    "load",
+]
+
+
+def load(path: str | Path) -> Estimator:
+    """Read a model that `Estimator.save` wrote.
+
+    Parameters
+    ----------
+    path
+        Its folder.
+
+    Raises
+    ------
+    ReadError
+        If the folder or a file in it is missing.
+    ModelFormatError
+        If it is damaged, or written by a newer version.
+
+    Examples
+    --------
+    >>> model = load("model/")  # doctest: +SKIP
+    """
+    return load_estimator(path, _KINDS)
+
+
+def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library", seed: int = 0) -> Estimator:
+    """Make the estimator called `name`, with its defaults.
+
+    Parameters
+    ----------
+    name
+        One of `NAMES`.
+    encoder
+        Encoder of the estimators that let one choose.
+    normalize
+        ``"library"`` or ``"none"``, see `Estimator`.
+    seed
+        The only source of randomness.
+
+    Raises
+    ------
+    OptionError
+        If there is none of that name.
+    """
+    if name not in _KINDS:
+        raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
+    made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
+    chooses = made.encoder is not None and name != ColorBaseline.name
+    return made.clone(encoder=encoder) if chooses else made

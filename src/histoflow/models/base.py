@@ -1,0 +1,277 @@
+"""What every estimator is: fit on sections, save one folder, predict sections that were never measured."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load_file, save_file
+
+from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
+from histoflow._files import atomic_path, read_json, write_json
+from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts
+from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
+from histoflow.pp.expression import Panel, check_normalize, keep_spots
+
+Arrays = dict[str, NDArray[Any]]
+
+MODEL_JSON, WEIGHTS = "model.json", "weights.safetensors"
+_FORMAT = 1
+_SCALES = {"library": "log1p of counts per 10,000", "none": "log1p of raw counts"}
+
+
+class Estimator(ABC):
+    """Predicts the expression of a panel from H&E.
+
+    Constructors only store. Learned attributes end in an underscore: `panel_`, `embedding_` (how embeddings were made),
+    `pitch_um_` (spot distance in training), `training_` (sections, spots, and what the fit chose and how).
+
+    Parameters
+    ----------
+    encoder
+        ``obsm`` slot of the embeddings; None for an estimator that looks at no image.
+    normalize
+        Scale of the expression: ``"library"``, log1p of counts per 10,000; or ``"none"``, log1p of raw counts.
+    seed
+        The only source of randomness.
+    """
+
+    name: ClassVar[str]
+    """What the estimator is called in options, tables and saved models."""
+
+    def __init__(self, *, encoder: str | None = "scatter", normalize: str = "library", seed: int = 0) -> None:
+        self.encoder = encoder
+        self.normalize = check_normalize(normalize)
+        self.seed = int(seed)
+        self.panel_: Panel | None = None
+        self.embedding_: dict[str, Any] | None = None
+        self.pitch_um_ = float("nan")
+        self.training_: dict[str, Any] = {}
+
+    @final
+    def fit(self, sections: Sequence[AnnData], *, panel: Panel | Sequence[str], min_counts: int = 0) -> Self:
+        """Learn from sections that have both images and counts.
+
+        Parameters
+        ----------
+        sections
+            Training sections: X raw counts, embedded by `encoder`.
+        panel
+            Genes to predict, from `choose_panel` or as a list of names.
+        min_counts
+            Spots with fewer counts in all are left out, and counted in `training_`.
+
+        Returns
+        -------
+        The estimator itself.
+
+        Raises
+        ------
+        PanelMismatchError
+            If a gene of the panel is missing from a section, or there is no section.
+        MissingSlotError, EncoderMismatchError
+            If sections are not embedded, or not all in one way.
+        """
+        everything = list(sections)
+        kept = [keep_spots(section, min_counts=min_counts) for section in everything]
+        if not sum(section.n_obs for section in kept):
+            raise PanelMismatchError(
+                f"no training spot is left of {len(everything)} sections at min_counts={min_counts}"
+            )
+        genes = panel if isinstance(panel, Panel) else Panel(tuple(panel))
+        embedding = embedding_of(kept, self.encoder) if self.encoder else None
+        measured = [measured_of(section, self.encoder, genes, self.normalize) for section in kept if section.n_obs]
+        self.panel_, self.embedding_ = genes, embedding
+        self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured]))
+        self.training_ = {
+            "sections": [part.spots.section for part in measured],
+            "n_spots": [len(part.spots) for part in measured],
+            "min_counts": int(min_counts),
+            "n_spots_left_out": int(sum(a.n_obs - b.n_obs for a, b in zip(everything, kept, strict=True))),
+        }
+        self.training_ |= self._fit(measured)
+        return self
+
+    @final
+    def predict(self, section: AnnData, *, n_samples: int = 16, return_samples: bool = False) -> AnnData:
+        """Predict the expression of the panel; counts are never read.
+
+        Parameters
+        ----------
+        section
+            Spots or tiles, embedded the way the training sections were. It is not changed.
+        n_samples
+            Draws of an estimator that draws; others ignore it.
+        return_samples
+            Whether to keep the draws, in ``uns["histoflow"]["samples"]``, shape (n_samples, n_spots, n_genes), log1p.
+
+        Returns
+        -------
+        New AnnData with the same ``obs_names`` and the panel as ``var_names``: X the mean of the draws, log1p on the
+        model's scale, float32; ``layers["std"]`` their standard deviation where the estimator draws;
+        ``uns["histoflow"]`` with method, encoder, panel, scale, seed and versions.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not run.
+        MissingSlotError, EncoderMismatchError
+            If the section is not embedded, or another way than the training sections.
+        """
+        panel = self._fitted()
+        if n_samples < 1:
+            raise OptionError(f"n_samples is {n_samples}; give at least 1")
+        draws = self._draw(spots_of(section, self.encoder, self.embedding_), n_samples)
+        predicted = AnnData(X=draws.mean(axis=0, dtype=np.float64).astype(np.float32), obs=section.obs.copy())
+        predicted.var_names = pd.Index(panel.genes, dtype=object)
+        if len(draws) > 1:
+            predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
+        for key in (SPATIAL, SPATIAL_UM):
+            if key in section.obsm:
+                predicted.obsm[key] = np.array(section.obsm[key])
+        predicted.uns[UNS] = self._facts(section, len(draws)) | ({"samples": draws} if return_samples else {})
+        return predicted
+
+    @final
+    def save(self, path: str | Path) -> None:
+        """Write the model as a folder of ``model.json`` and ``weights.safetensors``, whole or not at all.
+
+        Raises
+        ------
+        NotFittedError
+            If `fit` has not run.
+        OutputError
+            If the folder cannot be written.
+        """
+        panel = self._fitted()
+        with atomic_path(path) as folder:
+            folder.mkdir()
+            described = {
+                "format": _FORMAT,
+                "estimator": self.name,
+                "options": self.options(),
+                "panel": {"genes": list(panel.genes), "rule": panel.rule, "hash": panel.hash},
+                "scale": _SCALES[self.normalize],
+                "embedding": self.embedding_,
+                "pitch_um": None if np.isnan(self.pitch_um_) else self.pitch_um_,
+                "training": self.training_,
+                "versions": _versions(),
+            }
+            write_json(folder / MODEL_JSON, described)
+            save_file({key: np.ascontiguousarray(value) for key, value in self._state().items()}, folder / WEIGHTS)
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor, as JSON holds them."""
+        names = list(inspect.signature(type(self)).parameters)
+        values = {name: getattr(self, name) for name in names}
+        return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Make an estimator, not fitted, of what `options` returned."""
+        return cls(**options)
+
+    @final
+    def clone(self, **changes: Any) -> Self:
+        """Make an estimator, not fitted, with the same options except for `changes`."""
+        return self.from_options(self.options() | changes)
+
+    @final
+    def _fitted(self) -> Panel:
+        if self.panel_ is None:
+            raise NotFittedError(f"{type(self).__name__} is not fitted; call fit first, or hf.models.load")
+        return self.panel_
+
+    def _facts(self, section: AnnData, n_draws: int) -> dict[str, Any]:
+        panel = self._fitted()
+        kept = {key: value for key, value in facts(section).items() if key not in (EMBEDDINGS, "versions")}
+        return kept | {
+            "method": self.name,
+            "embedding": self.embedding_ or {},
+            "panel": list(panel.genes),
+            "panel_rule": panel.rule,
+            "panel_hash": panel.hash,
+            "normalize": self.normalize,
+            "scale": _SCALES[self.normalize],
+            "seed": self.seed,
+            "n_samples": n_draws,
+            "trained_on": list(self.training_.get("sections", [])),
+            "versions": _versions(),
+        }
+
+    @abstractmethod
+    def _fit(self, measured: list[Measured]) -> dict[str, Any]:
+        """Learn; return what was chosen and how, as JSON holds it."""
+
+    @abstractmethod
+    def _draw(self, spots: Spots, n_samples: int) -> Floats:
+        """Draw log1p expression, (n_draws, n_spots, n_genes); one draw where the estimator is deterministic."""
+
+    @abstractmethod
+    def _state(self) -> Arrays:
+        """Return everything learned, as named arrays."""
+
+    @abstractmethod
+    def _restore(self, arrays: Arrays) -> None:
+        """Take back what `_state` returned."""
+
+
+def load_estimator(path: str | Path, kinds: Mapping[str, type[Estimator]]) -> Estimator:
+    """Read a folder that `Estimator.save` wrote.
+
+    Parameters
+    ----------
+    path
+        The folder.
+    kinds
+        Estimators by name.
+
+    Raises
+    ------
+    ReadError
+        If the folder or a file in it is missing.
+    ModelFormatError
+        If it is damaged, of an unknown estimator, or written by a newer version.
+    """
+    folder = Path(path)
+    described = read_json(folder / MODEL_JSON)
+    if not isinstance(described, dict) or described.get("format") != _FORMAT or described.get("estimator") not in kinds:
+        what = described.get("format"), described.get("estimator") if isinstance(described, dict) else None
+        raise ModelFormatError(
+            f"model {folder} has format {what[0]} and estimator {what[1]!r}; this version reads format {_FORMAT} of "
+            f"{', '.join(kinds)}: save it anew, or update histoflow"
+        )
+    try:
+        arrays = load_file(folder / WEIGHTS)
+    except FileNotFoundError as err:
+        raise ReadError(f"model {folder} has no {WEIGHTS}; copy the whole folder") from err
+    except (SafetensorError, OSError) as err:
+        raise ModelFormatError(f"model {folder}: {WEIGHTS} is damaged ({err}); copy it anew") from err
+    try:
+        return _rebuilt(kinds[described["estimator"]], described, arrays)
+    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+        raise ModelFormatError(f"model {folder}: {MODEL_JSON} and {WEIGHTS} do not fit together ({err})") from err
+
+
+def _rebuilt(kind: type[Estimator], described: dict[str, Any], arrays: Arrays) -> Estimator:
+    model = kind.from_options(described["options"])
+    model.panel_ = Panel(tuple(described["panel"]["genes"]), described["panel"]["rule"])
+    model.embedding_ = described["embedding"]
+    model.pitch_um_ = float("nan") if described["pitch_um"] is None else float(described["pitch_um"])
+    model.training_ = described["training"]
+    model._restore(arrays)
+    return model
+
+
+def _versions() -> dict[str, str]:
+    return {name: version(name) for name in ("histoflow", "torch", "numpy", "scikit-learn")}

@@ -1,0 +1,152 @@
+"""The one training loop: seed, optimiser, early stopping on held-out training spots, history."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from histoflow._errors import OptionError
+from histoflow._progress import track
+
+Batch = TypeVar("Batch")
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, and in which steps, a network is trained; the defaults are those published for STFlow but for the end.
+
+    Parameters
+    ----------
+    max_epochs
+        Epochs at most.
+    patience
+        Epochs without a better held-out error after which training ends.
+    learning_rate
+        Of Adam.
+    crops_per_section
+        Contiguous crops of each section per epoch.
+    batch_size
+        Crops per step.
+    max_crop_spots
+        Spots of a crop at most: bounds memory.
+    clip_norm
+        Gradients are scaled down to this norm.
+    """
+
+    max_epochs: int = 60
+    patience: int = 10
+    learning_rate: float = 5e-4
+    crops_per_section: int = 10
+    batch_size: int = 2
+    max_crop_spots: int = 1024
+    clip_norm: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Refuse values that train nothing."""
+        for name, value in vars(self).items():
+            if not value > 0:
+                raise OptionError(f"{name} is {value}; give a number above 0")
+
+
+@dataclass(frozen=True)
+class History:
+    """What happened in a training.
+
+    Attributes
+    ----------
+    loss
+        Mean training loss of each epoch.
+    held_out
+        Held-out error after each epoch; empty where nothing was held out.
+    best_epoch
+        Epochs after which the held-out error was lowest; all of them where nothing was held out.
+    """
+
+    loss: tuple[float, ...]
+    held_out: tuple[float, ...]
+    best_epoch: int
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[torch.Generator]:
+    """Seed torch for a block, and give back the state of the caller afterwards.
+
+    Initial weights and dropout know no other source than torch's own generator.
+    """
+    devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield torch.Generator().manual_seed(seed)
+
+
+def train(
+    network: nn.Module,
+    batches: Callable[[], Sequence[Batch]],
+    loss: Callable[[Batch], Tensor],
+    *,
+    options: Training,
+    held_out_error: Callable[[], float] | None = None,
+    label: str = "training",
+) -> History:
+    """Train a network in place; with a held-out error, stop early and return to its best weights.
+
+    Parameters
+    ----------
+    network
+        Trained in place; in evaluation mode afterwards.
+    batches
+        Makes the batches of an epoch.
+    loss
+        Mean loss of a batch, shape ().
+    options
+        Steps and end.
+    held_out_error
+        Error on spots that are in no batch, with the network in evaluation mode; None to train to the last epoch.
+    label
+        What the progress bar says.
+    """
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    losses: list[float] = []
+    errors: list[float] = []
+    best, best_weights = 0, copy.deepcopy(network.state_dict())
+    for epoch in track(range(1, options.max_epochs + 1), label):
+        losses.append(_epoch(network, optimiser, batches(), loss, options.clip_norm))
+        if held_out_error is None:
+            best = epoch
+            continue
+        errors.append(held_out_error())
+        if errors[-1] < min(errors[:-1], default=math.inf):
+            best, best_weights = epoch, copy.deepcopy(network.state_dict())
+        if epoch - best >= options.patience:
+            break
+    if held_out_error is not None:
+        network.load_state_dict(best_weights)
+    return History(tuple(losses), tuple(errors), best)
+
+
+def _epoch(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    loss: Callable[[Batch], Tensor],
+    clip_norm: float,
+) -> float:
+    """One pass over the batches; their mean loss."""
+    network.train()
+    total = 0.0
+    for batch in batches:
+        optimiser.zero_grad()
+        error = loss(batch)
+        error.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(network.parameters(), clip_norm)
+        optimiser.step()
+        total += error.item()
+    network.eval()
+    return total / max(len(batches), 1)
