@@ -1,0 +1,6 @@
+"""Evaluation: estimators × folds × seeds, one long table of held-out figures."""
+
+from histoflow.bench.controls import shuffle_counts
+from histoflow.bench.runner import COLUMNS, default_models, run, summary
+
+__all__ = ["COLUMNS", "default_models", "run", "shuffle_counts", "summary"]

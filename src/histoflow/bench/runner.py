@@ -1,0 +1,268 @@
+"""Held-out evaluation: every estimator on every fold and seed, one long table; what is done is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
+from histoflow._files import atomic_path, value_hash
+from histoflow._keys import EMBEDDINGS, facts, section_name
+from histoflow._progress import track
+from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, LocationBaseline, MeanBaseline, from_name
+from histoflow.models.baselines import true_totals_name
+from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
+from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
+from histoflow.stats.splits import Fold, Level, SectionFacts, leave_one_out
+
+COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
+MEASURED = "measured"
+"""``layers`` entry of kept predictions: what was measured at the same spots, on the same scale."""
+_FORMAT = 1
+
+
+def default_models(*, encoder: str = "scatter") -> dict[str, Estimator]:
+    """Return the estimators of an ordinary table: the baselines, the linear probe, the flow."""
+    names = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, "hest_fm", "stflow")
+    return {name: from_name(name, encoder=encoder) for name in names}
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One estimator, fitted on the training part of one fold."""
+
+    fold: Fold
+    train: list[AnnData]
+    test: list[AnnData]
+    panel: Panel
+    model: str
+    estimator: Estimator
+
+    def key(self) -> str:
+        """Hash of everything the scores depend on."""
+        sections = [[_content(section) for section in part] for part in (self.train, self.test)]
+        told = (type(self.estimator).__name__, self.estimator.options(), self.panel.genes, self.fold.name)
+        return value_hash([_FORMAT, self.model, told, sections])
+
+
+def run(
+    cohort: Sequence[AnnData],
+    *,
+    models: Mapping[str, Estimator] | None = None,
+    by: Level = "section",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seeds: Iterable[int] = (0,),
+    out: str | Path | None = None,
+) -> pd.DataFrame:
+    """Fit every model on all but one part of a cohort and score it on that part, part by part.
+
+    Parameters
+    ----------
+    cohort
+        Embedded sections with raw counts.
+    models
+        Estimators by the name they have in the table, not fitted; None for `default_models`.
+    by
+        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``.
+    panel
+        Number of genes, chosen by variance in each fold from its training sections alone; or a fixed panel.
+    normalize
+        Scale: ``"library"``, log1p of counts per 10,000; ``"none"``, log1p of raw counts.
+    min_counts
+        Spots with fewer counts in all are neither trained on nor scored.
+    seeds
+        Seeds of the estimators.
+    out
+        Folder for ``results.parquet``, predictions, and finished parts that a later run takes up; None for none.
+
+    Returns
+    -------
+    One row per dataset, by, fold, shares, section, model, seed, gene and metric, with `value`, and `error` where a
+    model could not be scored. Metrics, each over the spots of one section: pearson, spearman, mse_skill (against the
+    mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts). ``attrs`` tells
+    panel rule and hash by fold, scale, and spots left out.
+
+    Raises
+    ------
+    SplitError
+        If the level is not stated for every section, or gives fewer than two parts.
+    PanelMismatchError
+        If a fixed panel has genes that a section lacks.
+    """
+    sections = list(cohort)
+    kept = [keep_spots(section, min_counts=min_counts) for section in sections]
+    if empty := [section_name(section) for section in kept if not section.n_obs]:
+        raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
+    folds = leave_one_out([_facts_of(section) for section in sections], by)
+    chosen = [_panel(panel, [kept[i] for i in fold.train], normalize) for fold in folds]
+    known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
+    parts = []
+    jobs = list(_jobs(folds, chosen, kept, models or default_models(), normalize, list(seeds)))
+    for job in track(jobs, "evaluating"):
+        parts.append(_scored(job, None if out is None else Path(out)).assign(**known))
+    table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    table.attrs = {
+        "normalize": normalize,
+        "min_counts": int(min_counts),
+        "n_spots_left_out": int(sum(a.n_obs - b.n_obs for a, b in zip(sections, kept, strict=True))),
+        "panels": {
+            fold.name: {"rule": p.rule, "hash": p.hash, "n_genes": len(p)}
+            for fold, p in zip(folds, chosen, strict=True)
+        },
+    }
+    if out is not None:
+        _write(table, Path(out) / "results.parquet")
+    return table
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Mean over genes (NaN counted as 0), by metric, model and fold, then over sections and seeds.
+
+    Returns
+    -------
+    Columns model, metric, fold, value, n_nan: `n_nan` genes had no defined value.
+    """
+    rows = []
+    for (model, metric, fold), part in table.groupby(["model", "metric", "fold"], sort=False):
+        scores = [mean_with_nan_as_zero(g["value"].to_numpy(float)) for _, g in part.groupby(["section", "seed"])]
+        failed = bool((part["error"] != "").all())
+        value = float("nan") if failed else float(np.mean([score.mean for score in scores]))
+        rows.append((model, metric, fold, value, sum(score.n_nan for score in scores)))
+    return pd.DataFrame(rows, columns=["model", "metric", "fold", "value", "n_nan"])
+
+
+def _facts_of(section: AnnData) -> SectionFacts:
+    known = facts(section)
+    ids = {key: None if known.get(key) is None else str(known[key]) for key in ("patient", "block", "study")}
+    order = known.get("order")
+    return SectionFacts(section_name(section), **ids, order=None if order is None else int(order))
+
+
+def _panel(panel: int | Panel, train: list[AnnData], normalize: str) -> Panel:
+    return panel if isinstance(panel, Panel) else choose_panel(train, panel, normalize=check_normalize(normalize))
+
+
+def _jobs(
+    folds: list[Fold],
+    panels: list[Panel],
+    sections: list[AnnData],
+    models: Mapping[str, Estimator],
+    normalize: str,
+    seeds: list[int],
+) -> Iterable[_Job]:
+    if not models or not seeds:
+        raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
+    for fold, panel in zip(folds, panels, strict=True):
+        train, test = [sections[i] for i in fold.train], [sections[i] for i in fold.test]
+        for name, estimator in models.items():
+            for seed in seeds:
+                yield _Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed))
+
+
+def _scored(job: _Job, out: Path | None) -> pd.DataFrame:
+    """The rows of a job, from disk where an earlier run has finished it."""
+    part = None if out is None else out / "parts" / f"{job.key()}.parquet"
+    if part is not None and part.is_file():
+        return pd.read_parquet(part)
+    rows = pd.concat(_score(job, out), ignore_index=True)
+    rows = rows.assign(fold=job.fold.name, shares=job.fold.shares, seed=job.estimator.seed)
+    if part is not None:
+        _write(rows, part)
+    return rows
+
+
+def _score(job: _Job, out: Path | None) -> list[pd.DataFrame]:
+    job.estimator.fit(job.train, panel=job.panel)
+    measured_train = [panel_log1p(section, job.panel, job.estimator.normalize) for section in job.train]
+    baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
+    rows = []
+    for section in job.test:
+        measured = panel_log1p(section, job.panel, job.estimator.normalize)
+        for model, predicted in _predictions(job, section).items():
+            if isinstance(predicted, HistoflowError):
+                rows.append(_failed(job.panel, section, model, str(predicted)))
+                continue
+            rows.append(_metrics(measured, predicted, baseline, section).assign(model=model))
+            if out is not None:
+                _keep(
+                    predicted,
+                    measured,
+                    out / "predictions" / f"{job.fold.name}-{section_name(section)}-{model}-{job.estimator.seed}.h5ad",
+                )
+    return rows
+
+
+def _predictions(job: _Job, section: AnnData) -> dict[str, AnnData | HistoflowError]:
+    """Predictions by model name; an estimator that has no meaning here gives its reason instead."""
+    if isinstance(job.estimator, LocationBaseline):
+        try:
+            return {job.model: job.estimator.predict(section)}
+        except SplitError as err:
+            return {job.model: err}
+    found: dict[str, AnnData | HistoflowError] = {job.model: job.estimator.predict(section)}
+    if isinstance(job.estimator, LibrarySizeBaseline):
+        oracle = job.estimator.predict_given_totals(section, library_size(section))
+        found[true_totals_name(job.model)] = oracle
+    return found
+
+
+def _metrics(measured: np.ndarray, predicted: AnnData, baseline: np.ndarray, section: AnnData) -> pd.DataFrame:
+    expression = np.asarray(predicted.X)
+    values = {
+        "pearson": pearson(measured, expression),
+        "spearman": spearman(measured, expression),
+        "mse_skill": mse_skill(measured, expression, baseline=baseline),
+        "variance_ratio": variance_ratio(measured, expression),
+        "partial_pearson": partial_pearson(measured, expression, covariate=np.log1p(library_size(section))),
+    }
+    wide = pd.DataFrame(values, index=pd.Index(predicted.var_names, name="gene")).reset_index()
+    long = wide.melt(id_vars="gene", var_name="metric", value_name="value")
+    return long.assign(section=section_name(section), error="")
+
+
+def _failed(panel: Panel, section: AnnData, model: str, reason: str) -> pd.DataFrame:
+    rows = pd.DataFrame({"gene": list(panel.genes)}).assign(metric="pearson", value=np.nan)
+    return rows.assign(section=section_name(section), model=model, error=reason)
+
+
+def _keep(predicted: AnnData, measured: np.ndarray, path: Path) -> None:
+    kept = predicted.copy()
+    kept.layers[MEASURED] = measured
+    with atomic_path(path) as temporary:
+        kept.write_h5ad(temporary)
+
+
+def read_prediction(folder: str | Path, *, fold: str, section: str, model: str, seed: int = 0) -> AnnData:
+    """Read a prediction that `run` kept, with the measurement in ``layers["measured"]``.
+
+    Raises
+    ------
+    ReadError
+        If there is none.
+    """
+    path = Path(folder) / "predictions" / f"{fold}-{section}-{model}-{seed}.h5ad"
+    if not path.is_file():
+        raise ReadError(f"there is no prediction {path}; run the evaluation with this model and seed")
+    return anndata.read_h5ad(path)
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    with atomic_path(path) as temporary:
+        table.to_parquet(temporary, index=False)
+
+
+def _content(section: AnnData) -> list[str]:
+    """Hash of the counts and of how each embedding was made."""
+    counts = section.X.tocsr()
+    digest = hashlib.sha256(counts.data.tobytes() + counts.indices.tobytes() + counts.indptr.tobytes())
+    made = {name: [str(m.get("id")), str(m.get("slide_id"))] for name, m in facts(section).get(EMBEDDINGS, {}).items()}
+    return [section_name(section), digest.hexdigest(), value_hash(made), value_hash(list(section.obs_names))]
