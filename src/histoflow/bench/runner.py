@@ -20,7 +20,7 @@ from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, Loca
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
-from histoflow.stats.splits import Fold, Level, SectionFacts, leave_one_out
+from histoflow.stats.splits import Fold, Level, SectionFacts, describe_shares, leave_one_out
 
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 MEASURED = "measured"
@@ -72,7 +72,8 @@ def run(
     models
         Estimators by the name they have in the table, not fitted; None for `default_models`.
     by
-        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``.
+        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``. Where the manifest gives
+        sections the role held_out, these are the only fold.
     panel
         Number of genes, chosen by variance in each fold from its training sections alone; or a fixed panel.
     normalize
@@ -102,7 +103,7 @@ def run(
     kept = [keep_spots(section, min_counts=min_counts) for section in sections]
     if empty := [section_name(section) for section in kept if not section.n_obs]:
         raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
-    folds = leave_one_out([_facts_of(section) for section in sections], by)
+    folds = _folds(sections, by, getattr(cohort, "held_out_ids", []))
     chosen = [_panel(panel, [kept[i] for i in fold.train], normalize) for fold in folds]
     known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
     parts = []
@@ -145,6 +146,24 @@ def _facts_of(section: AnnData) -> SectionFacts:
     ids = {key: None if known.get(key) is None else str(known[key]) for key in ("patient", "block", "study")}
     order = known.get("order")
     return SectionFacts(section_name(section), **ids, order=None if order is None else int(order))
+
+
+def _folds(sections: list[AnnData], by: Level, held_out: list[str]) -> list[Fold]:
+    """Every group in turn; or, where a manifest says which sections are held out, these against the others."""
+    told = [_facts_of(section) for section in sections]
+    if not held_out:
+        return leave_one_out(told, by)
+    test = tuple(i for i, fact in enumerate(told) if fact.section in held_out)
+    train = tuple(i for i in range(len(told)) if i not in test)
+    groups = [{getattr(told[i], by) for i in side} for side in (train, test)]
+    shared = {str(group) for group in groups[0] & groups[1]}
+    if shared or None in groups[0] | groups[1]:
+        what = f"shared by both sides: {', '.join(sorted(shared - {'None'})) or 'not stated'}"
+        raise SplitError(
+            f"the sections held out cannot be split from the references by {by}: {what}; split by another level"
+        )
+    label = describe_shares([told[i] for i in train], [told[i] for i in test])
+    return [Fold("+".join(told[i].section for i in test), train, test, label)]
 
 
 def _panel(panel: int | Panel, train: list[AnnData], normalize: str) -> Panel:

@@ -144,6 +144,11 @@ class Cohort(Sequence[AnnData]):
         return [row.section for row in self._with_counts]
 
     @property
+    def held_out_ids(self) -> list[str]:
+        """Ids of the sections that are scored and never trained on, in order."""
+        return [row.section for row in self._with_counts if row.role == HELD_OUT]
+
+    @property
     def queries(self) -> list[Row]:
         """Rows to predict: slides without counts, and sections whose role is query."""
         return [row for row in self.rows if row.kind == SLIDE_KIND or row.role == QUERY]

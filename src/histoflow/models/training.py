@@ -40,8 +40,8 @@ class Training:
         Gradients are scaled down to this norm.
     """
 
-    max_epochs: int = 60
-    patience: int = 10
+    max_epochs: int = 30
+    patience: int = 6
     learning_rate: float = 5e-4
     crops_per_section: int = 10
     batch_size: int = 2

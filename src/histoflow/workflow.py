@@ -1,0 +1,287 @@
+"""The verbs that people know, from paths to results: embed, fit, predict, evaluate, demo. Thin: the work is below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from histoflow import bench, datasets, io, models, pl
+from histoflow._errors import OptionError
+from histoflow._files import atomic_path
+from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow.io.tissue import thumbnail
+from histoflow.pp import Embedder, Panel, Recipe, choose_panel, get_encoder
+from histoflow.pp.expression import keep_spots
+
+if TYPE_CHECKING:
+    from wsidata import WSIData
+
+_N_SHOWN = 4
+_TILE_UM = 112.0
+_DEMO_EPOCHS = 6
+"""Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
+
+
+def embedder(
+    encoder: str = "scatter",
+    *,
+    made: Mapping[str, Any] | None = None,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> Embedder:
+    """Make what embeds places the way a model's training sections were embedded.
+
+    Parameters
+    ----------
+    encoder
+        Name of the encoder.
+    made
+        How: the ``embedding_`` of a fitted model; None for the encoder's default recipe.
+    cache_dir
+        Cache folder; None for the default.
+    batch_size
+        Patches encoded at once; it never changes a number.
+    device
+        Where the encoder runs.
+    """
+    if made is not None:
+        sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
+        recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
+    else:
+        recipe = Recipe(context_um=()) if encoder == "color" else Recipe()
+    return Embedder(get_encoder(encoder), recipe, cache_dir, batch_size, device)
+
+
+def embed(
+    target: AnnData | Sequence[AnnData] | WSIData,
+    encoder: str = "scatter",
+    *,
+    step_um: float = _TILE_UM,
+    cache_dir: str | Path | None = None,
+    batch_size: int = 32,
+    device: str = "cpu",
+) -> Any:
+    """Embed a section, every section of a cohort, or the tissue of an opened slide.
+
+    Parameters
+    ----------
+    target
+        Sections get float32 ``obsm[encoder]``, (n_spots, n_features), in place; a slide gets
+        ``tables["<encoder>_tiles"]``.
+    encoder
+        Name of the encoder.
+    step_um
+        Distance in µm of the tiles on a slide.
+    cache_dir, batch_size, device
+        As in `embedder`.
+
+    Returns
+    -------
+    `target`.
+    """
+    make = embedder(encoder, cache_dir=cache_dir, batch_size=batch_size, device=device)
+    if isinstance(target, AnnData):
+        make.section(target, io.open_section_slide(target, cache_dir=cache_dir))
+    elif isinstance(target, Sequence):
+        for section in target:
+            make.section(section, io.open_section_slide(section, cache_dir=cache_dir))
+    else:
+        make.tiles(target, step_um)
+    return target
+
+
+def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
+    """Embed sections by every encoder that these estimators look through."""
+    encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
+    for section in sections:
+        for encoder in encoders:
+            embed(section, encoder)
+
+
+def fit(
+    cohort: io.Cohort,
+    *,
+    model: str = "stflow",
+    encoder: str = "scatter",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seed: int = 0,
+) -> models.Estimator:
+    """Embed the references of a cohort, choose the panel from them, and fit.
+
+    Returns
+    -------
+    The fitted estimator.
+
+    Raises
+    ------
+    OptionError
+        If an option is not offered, or the cohort has no reference.
+    """
+    references = list(cohort.select(role="reference"))
+    if not references:
+        raise OptionError(f"cohort {cohort.name} has no reference section with counts; give one the role reference")
+    estimator = models.from_name(model, encoder=encoder, normalize=normalize, seed=seed)
+    embed_for(references, [estimator])
+    kept = [keep_spots(section, min_counts=min_counts) for section in references]
+    genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
+    return estimator.fit(references, panel=genes, min_counts=min_counts)
+
+
+def predict_section(model: models.Estimator, section: AnnData, *, n_samples: int = 16) -> AnnData:
+    """Predict at the spots of a section, from its slide; its counts are not read."""
+    if model.encoder:
+        make = embedder(model.encoder, made=model.embedding_)
+        make.section(section, io.open_section_slide(section))
+    return model.predict(section, n_samples=n_samples)
+
+
+def predict_slide(model: models.Estimator, wsi: WSIData, *, n_samples: int = 16) -> AnnData:
+    """Predict on a grid over the tissue of a slide without counts, at the spot distance of the training sections.
+
+    Returns
+    -------
+    As `Estimator.predict`; also in ``wsi.tables["<method>_tiles"]``.
+
+    Raises
+    ------
+    OptionError
+        If the model looks at no image.
+    """
+    if model.encoder is None:
+        raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
+    step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
+    tiles = embedder(model.encoder, made=model.embedding_).tiles(wsi, step_um)
+    predicted = model.predict(tiles, n_samples=n_samples)
+    wsi.tables[f"{model.name}_tiles"] = predicted
+    return predicted
+
+
+def evaluate(
+    cohort: io.Cohort,
+    out: str | Path,
+    *,
+    estimators: Mapping[str, models.Estimator] | None = None,
+    by: Any = "section",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seeds: Iterable[int] = (0,),
+) -> pd.DataFrame:
+    """Embed a cohort, score every model on what it has not seen, and draw the figures.
+
+    Returns
+    -------
+    The long table of `bench.run`; also ``results.parquet`` in `out`, beside predictions and figures.
+    """
+    chosen = dict(estimators or bench.default_models())
+    counted = cohort.select(sections=[row.section for row in cohort.rows if row.role != "query"])
+    embed_for(counted, chosen.values())
+    options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
+    table = bench.run(counted, models=chosen, out=out, **options)
+    draw_evaluation(table, Path(out), counted)
+    return table
+
+
+def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
+    """Draw the figures of an evaluation into ``figures/``: models, genes, and maps of every held-out section."""
+    scores = bench.summary(table)
+    of_r = scores[scores["metric"] == "pearson"]
+    label = "; ".join(dict.fromkeys(table["shares"]))
+    figures = [
+        pl.save(
+            pl.model_bars(of_r[["model", "fold", "value"]], title=f"held out: {label}"), out / "figures" / "models.png"
+        )
+    ]
+    best = str(table["model"].iloc[-1])
+    for (fold, section), part in table.groupby(["fold", "section"], sort=False):
+        figures += _draw_section(part, out, str(fold), best, next(s for s in sections if section_name(s) == section))
+    return figures
+
+
+def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section: AnnData) -> list[Path]:
+    """Maps, scatters and bars of one held-out section, as the last model of the table predicts it."""
+    name, seed = section_name(section), int(part["seed"].min())
+    own = part[(part["model"] == model) & (part["metric"] == "pearson") & (part["seed"] == seed)]
+    if (own["error"] != "").any():
+        return []
+    predicted = bench.read_prediction(out, fold=fold, section=name, model=model, seed=seed)
+    r = own.set_index("gene")["value"]
+    genes = _spread_by_rank(r)
+    shown = predicted[:, genes]
+    pair = (np.asarray(shown.layers["measured"]), np.asarray(shown.X))
+    scale = str(facts(predicted)["scale"])
+    about: dict[str, Any] = {"genes": genes, "r": r[genes].tolist(), "scale_label": scale}
+    spread = np.asarray(shown.layers[STD]) if STD in shown.layers else None
+    maps = pl.measured_beside_predicted(
+        *pair,
+        xy_um=shown.obsm[SPATIAL_UM],
+        thumbnail=slide_thumbnail(io.open_section_slide(section)),
+        spread=spread,
+        **about,
+    )
+    bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
+    folder = out / "figures"
+    drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
+    return [pl.save(figure, folder / f"{name}-{kind}.png") for kind, figure in drawn.items()]
+
+
+def _spread_by_rank(r: pd.Series) -> list[str]:
+    """Genes from the best to the worst predicted, at even distances in rank: no picking of the good ones."""
+    ranked = list(r.fillna(0.0).sort_values(ascending=False, kind="stable").index)
+    places = np.linspace(0, len(ranked) - 1, min(_N_SHOWN, len(ranked))).round().astype(int)
+    return [str(ranked[place]) for place in places]
+
+
+def slide_thumbnail(wsi: WSIData) -> pl.Thumbnail:
+    """Reduce an opened slide to a small image that knows its place in µm."""
+    known = wsi.attrs[UNS]
+    width, height = known["slide_size_px"]
+    return pl.Thumbnail(thumbnail(wsi), (0.0, width * known["mpp_x"], 0.0, height * known["mpp_y"]))
+
+
+def demo(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
+    """Tell the whole story on the toy cohort: fit, save, load, predict what was never measured, score, draw.
+
+    Returns
+    -------
+    Where everything is, and the mean r of every model on the held-out section.
+    """
+    folder = Path(out)
+    cohort = datasets.toy(seed=seed)
+    shown = dict(bench.default_models())
+    shown["stflow"] = models.STFlow(training=models.Training(max_epochs=_DEMO_EPOCHS), seed=seed)
+    references = list(cohort.select(role="reference"))
+    embed_for(references, shown.values())
+    shown["stflow"].clone().fit(references, panel=choose_panel(references)).save(folder / "model")
+    model = models.load(folder / "model")
+    query = cohort.queries[0]
+    wsi = io.open_wsi(str(query.slide), mpp=query.mpp)
+    predicted = predict_slide(model, wsi)
+    write_h5ad(predicted, folder / f"{query.section}.h5ad")
+    genes = list(predicted.var_names[:_N_SHOWN])
+    of_query = pl.expression_map(
+        np.asarray(predicted[:, genes].X), predicted.obsm[SPATIAL_UM], genes=genes, thumbnail=slide_thumbnail(wsi)
+    )
+    pl.save(of_query, folder / "figures" / f"{query.section}-predicted.png")
+    scores = bench.summary(evaluate(cohort, folder, estimators=shown, seeds=(seed,)))
+    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
+    return {
+        "out": str(folder),
+        "model": str(folder / "model"),
+        "figures": str(folder / "figures"),
+        "mean_r": of_r.to_dict(),
+    }
+
+
+def write_h5ad(predicted: AnnData, path: str | Path) -> None:
+    """Write a prediction, whole or not at all."""
+    with atomic_path(path) as temporary:
+        predicted.write_h5ad(temporary)

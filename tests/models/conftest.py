@@ -1,0 +1,44 @@
+"""Small invented sections that carry embeddings, without slides."""
+
+import numpy as np
+import pytest
+from anndata import AnnData
+from scipy import sparse
+
+from histoflow._keys import EMBEDDINGS, UNS
+
+GENES = [f"G{i}" for i in range(6)]
+WEIGHTS = np.random.default_rng(7).normal(size=(12, len(GENES)))
+
+
+def make_section(name: str, seed: int, n_spots: int = 49, embedding_id: str = "a" * 12) -> AnnData:
+    """A square lattice of spots whose counts follow their embeddings."""
+    rng = np.random.default_rng(seed)
+    side = int(np.ceil(np.sqrt(n_spots)))
+    xy = np.stack(np.meshgrid(np.arange(side), np.arange(side)), axis=-1).reshape(-1, 2)[:n_spots] * 200.0 + 1000
+    features = rng.normal(size=(n_spots, 12)).astype(np.float32)
+    counts = rng.poisson(np.exp(2 + 0.4 * features @ WEIGHTS / 2)).astype(np.float32)
+    section = AnnData(sparse.csr_matrix(counts))
+    section.var_names, section.obs_names = GENES, [f"{name}-{i}" for i in range(n_spots)]
+    slots = {"spatial": xy / 2, "spatial_um": xy, "scatter": features, "color": features[:, :5].copy()}
+    for slot, values in slots.items():
+        section.obsm[slot] = values
+    made = {
+        "id": embedding_id,
+        "name": "scatter",
+        "version": "2",
+        "patch_um": [112.0, 224.0],
+        "licence": "BSD-3-Clause",
+    }
+    section.uns[UNS] = {
+        "section": name,
+        "slide_id": name,
+        "pitch_um": 200.0,
+        EMBEDDINGS: {"scatter": made, "color": made | {"name": "color"}},
+    }
+    return section
+
+
+@pytest.fixture
+def sections() -> list[AnnData]:
+    return [make_section(f"S{i}", seed=i) for i in range(4)]
