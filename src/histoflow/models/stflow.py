@@ -22,7 +22,7 @@ from histoflow.pp.graph import neighbors
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
-_NETWORK, _WHITENER = "network/", "whitener/"
+_NETWORK, _WHITENER, _MEAN = "network/", "whitener/", "mean"
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,9 @@ class STFlow(Estimator):
     spots; from the prior it then carries a whole section to the data in a few Euler steps. Predictions are the mean of
     several such draws, their spread says how sure the flow is.
 
+    The network's estimate is taken from the mean of the training spots. It sees expression only as differences between
+    spots, so nothing but its output is shifted; without it, dropout on genes far from zero drowns the rest.
+
     The number of epochs is chosen on the first inner fold of the training data (see `inner_folds`), then the network
     is trained anew on all of it for as long.
 
@@ -159,6 +162,7 @@ class STFlow(Estimator):
         self._sampler = EulerSampler(n_sample_steps)
         self._denoiser: Denoiser | None = None
         self._whitener: Whitener | None = None
+        self._mean = torch.empty(0)
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -196,7 +200,9 @@ class STFlow(Estimator):
     ) -> History:
         embeddings = np.concatenate([part.spots.embedding for part in measured])
         self._whitener = Whitener.fit(embeddings, self.network.n_components)
-        n_features, n_genes = self._whitener.components.shape[1], measured[0].log1p.shape[1]
+        mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64)
+        self._mean = torch.from_numpy(mean.astype(np.float32)).to(self.device)
+        n_features, n_genes = self._whitener.components.shape[1], len(mean)
         with seeded(self.seed) as generator:
             self._denoiser = self.network.denoiser(n_features, n_genes).to(self.device)
             crops = [self._crop(part) for part in measured]
@@ -217,13 +223,17 @@ class STFlow(Estimator):
 
     def _loss(self, crops: list[Crop], generator: torch.Generator) -> Tensor:
         """Mean squared error of the denoised expression; every crop has one time of its own."""
-        denoiser = self._network()
         log1p = torch.cat([crop.log1p for crop in crops])
         t = torch.cat([torch.rand(1, 1, generator=generator).expand(len(crop.log1p), 1) for crop in crops])
         x0 = prior_from_name(self.prior).sample((len(log1p), log1p.shape[1]), generator)
         x_t = LinearPath().sample(x0, log1p, t).x_t
-        estimate = denoiser(x_t.to(self.device), t.to(self.device), self._context(crops))
+        estimate = self._estimate(x_t.to(self.device), t.to(self.device), self._context(crops))
         return torch.nn.functional.mse_loss(estimate, log1p.to(self.device))
+
+    def _estimate(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
+        """Denoised log1p expression, (n_spots, n_genes)."""
+        estimate: Tensor = self._network()(x_t, t, context) + self._mean
+        return estimate
 
     def _context(self, crops: Sequence[Crop]) -> SpotContext:
         """Context of crops stacked below each other; no neighbour is of another crop."""
@@ -260,7 +270,7 @@ class STFlow(Estimator):
         draws = []
         for _ in range(n_draws):
             x0 = prior.sample((len(spots), denoiser.n_genes), generator)[rank].to(self.device)
-            drawn = self._sampler.sample(lambda x, t: denoiser(x, t, context), x0)
+            drawn = self._sampler.sample(lambda x, t: self._estimate(x, t, context), x0)
             draws.append(drawn.clamp(min=0).cpu().numpy())
         return np.stack(draws)
 
@@ -288,7 +298,7 @@ class STFlow(Estimator):
     def _state(self) -> Arrays:
         weights = {_NETWORK + key: value.cpu().numpy() for key, value in self._network().state_dict().items()}
         whitener = {_WHITENER + key: value for key, value in vars(self._whitener).items()}
-        return weights | whitener
+        return weights | whitener | {_MEAN: self._mean.cpu().numpy()}
 
     def _restore(self, arrays: Arrays) -> None:
         of_whitener, of_network = (
@@ -296,6 +306,7 @@ class STFlow(Estimator):
             for prefix in (_WHITENER, _NETWORK)
         )
         self._whitener = Whitener(**of_whitener)
+        self._mean = torch.from_numpy(arrays[_MEAN]).to(self.device)
         n_features, n_genes = self._whitener.components.shape[1], len(self.panel_ or ())
         self._denoiser = self.network.denoiser(n_features, n_genes).to(self.device)
         self._denoiser.load_state_dict({key: torch.from_numpy(value) for key, value in of_network.items()})
