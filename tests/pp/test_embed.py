@@ -1,0 +1,111 @@
+"""Embeddings: a function of slide and place alone, cached by content, resumed block by block."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from histoflow import io
+from histoflow._errors import OptionError, ShapeError, SlideMismatchError
+from histoflow._keys import EMBEDDINGS, UNS
+from histoflow.datasets import toy
+from histoflow.pp import Embedder, Recipe, get_encoder
+from histoflow.pp import embed as embed_module
+from histoflow.pp.tiles import read_patches, statistics_grid
+
+COLOR = get_encoder("color")
+RECIPE = Recipe(patch_um=(112.0,), context_um=(250.0,), grid_um=224.0)
+
+
+@pytest.fixture(scope="module")
+def section(tmp_path_factory):
+    return toy(tmp_path_factory.mktemp("toy")).select(sections=["P1_A"])[0]
+
+
+@pytest.fixture(scope="module")
+def wsi(section):
+    return io.open_section_slide(section)
+
+
+def embedder(folder, **changes) -> Embedder:
+    return Embedder(COLOR, RECIPE, cache_dir=folder, **changes)
+
+
+def test_rows_do_not_depend_on_order_company_or_batch(section, wsi, tmp_path):
+    xy = section.obsm["spatial"]
+    whole, _ = embedder(tmp_path).places(wsi, xy)
+    order = np.random.default_rng(0).permutation(len(xy))
+    for rows, batch_size in ((order, 32), (np.arange(0, len(xy), 2), 7), (np.array([3]), 1)):
+        part, _ = embedder(tmp_path, batch_size=batch_size).places(wsi, xy[rows])
+        np.testing.assert_array_equal(part, whole[rows])
+
+
+def test_section_gets_embeddings_and_their_recipe(section, wsi, tmp_path):
+    embedded = embedder(tmp_path).section(section.copy(), wsi)
+    assert embedded.obsm["color"].shape == (section.n_obs, COLOR.n_features * 2)
+    assert embedded.obsm["color"].dtype == np.float32
+    made = embedded.uns[UNS][EMBEDDINGS]["color"]
+    assert (made["patch_um"], made["licence"], made["slide_id"]) == (
+        [112.0],
+        "BSD-3-Clause",
+        section.uns[UNS]["slide_id"],
+    )
+
+
+def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):
+    monkeypatch.setattr(embed_module, "BLOCK", 40)
+    xy, calls = section.obsm["spatial"], []
+
+    def counted(patches):
+        calls.append(len(patches))
+        if len(calls) == 4:
+            raise KeyboardInterrupt
+        return COLOR.encode(patches)
+
+    make = Embedder(replace(COLOR, encode=counted), RECIPE, cache_dir=tmp_path, batch_size=40)
+    with pytest.raises(KeyboardInterrupt):
+        make.places(wsi, xy)
+    resumed, _ = make.places(wsi, xy)
+    n_encoded = sum(calls) - calls[3]
+    assert n_encoded == len(xy) + len(statistics_grid(wsi, RECIPE.grid_um).xy)
+    again, _ = make.places(wsi, xy)
+    assert sum(calls) - calls[3] == n_encoded
+    np.testing.assert_array_equal(again, resumed)
+    np.testing.assert_array_equal(resumed, embedder(tmp_path / "fresh").places(wsi, xy)[0])
+
+
+def test_a_slide_is_embedded_on_a_grid(wsi, tmp_path):
+    tiles = embedder(tmp_path).tiles(wsi, 200.0)
+    assert tiles.n_obs == len(wsi.tables["color_tiles"]) > 20
+    assert {"tile_id", "tissue_id"} <= set(tiles.obs)
+    np.testing.assert_allclose(np.diff(np.unique(tiles.obsm["spatial_um"][:, 0])).min(), 200, rtol=0.02)
+
+
+def test_the_statistics_grid_leaves_the_slide_as_it_was(wsi):
+    before = set(wsi.shapes)
+    statistics_grid(wsi, 224.0)
+    assert set(wsi.shapes) == before
+
+
+def test_patches_repeat_the_edge_and_keep_their_size(wsi):
+    corner, inside = read_patches(wsi, [[0.0, 0.0], [900.0, 900.0]], side_um=112.0, patch_px=64)
+    assert corner.shape == inside.shape == (64, 64, 3)
+    assert np.ptp(corner[:32, :32].reshape(-1, 3).astype(int), axis=0).max() < 30  # glass, repeated
+
+
+@pytest.mark.parametrize("xy", [np.zeros((0, 2)), np.zeros((3, 3))])
+def test_wrong_places_are_refused(wsi, tmp_path, xy):
+    with pytest.raises(ShapeError, match="n_places, 2"):
+        embedder(tmp_path).places(wsi, xy)
+
+
+def test_another_slide_is_refused(section, wsi, tmp_path):
+    other = section.copy()
+    other.uns[UNS] = section.uns[UNS] | {"slide_id": "another"}
+    with pytest.raises(SlideMismatchError, match="read with another slide"):
+        embedder(tmp_path).section(other, wsi)
+
+
+def test_a_recipe_without_patches_is_refused():
+    with pytest.raises(OptionError, match="give µm"):
+        Recipe(patch_um=())
