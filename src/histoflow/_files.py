@@ -61,7 +61,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     OutputError
-        If the parent folder cannot be made or written to.
+        If the parent folder cannot be made or written to, or `path` is a folder where a file should go.
     """
     path = Path(path)
     temporary = _temporary_beside(path)
@@ -88,13 +88,16 @@ def _temporary_beside(path: Path) -> Path:
 
 
 def _replace(temporary: Path, path: Path) -> None:
-    if temporary.is_dir() and path.is_dir():
-        old = _temporary_beside(path)
-        path.rename(old)
-        temporary.rename(path)
-        _remove(old)
-    else:
-        temporary.replace(path)
+    try:
+        if temporary.is_dir() and path.is_dir():
+            old = _temporary_beside(path)
+            path.rename(old)
+            temporary.rename(path)
+            _remove(old)
+        else:
+            temporary.replace(path)
+    except OSError as err:
+        raise OutputError(f"cannot write {path}: {err.strerror or err}; choose another name") from err
 
 
 def _remove(path: Path) -> None:

@@ -103,8 +103,12 @@ def predict(
     """Predict a slide, or a section of a cohort manifest, with a saved MODEL."""
     from histoflow import io, models, workflow
 
+    of_cohort = target.suffix.lower() in _MANIFESTS
+    if (mpp is not None) if of_cohort else (section is not None):
+        given, wanted = ("--mpp", "the column mpp of the manifest") if of_cohort else ("--section", "a cohort manifest")
+        raise OptionError(f"{given} means nothing for {target}; use {wanted}")
     fitted = models.load(model)
-    if target.suffix.lower() in _MANIFESTS:
+    if of_cohort:
         predicted = _predict_row(fitted, io.read_cohort(target), section, at, samples)
     elif at == "spots":
         raise OptionError(f"--at spots needs a cohort manifest that says where the spots are, got {target}")
@@ -235,15 +239,26 @@ def _check_cohort(path: Path) -> list[dict[str, Any]]:
     except HistoflowError as err:
         return [{"what": str(path), "ok": False, "told": str(err)}]
     checks = []
-    for place, section in enumerate(cohort.section_ids):
+    for row in cohort.rows:
         try:
-            read = cohort[place]
-            known = read.uns["histoflow"]
-            told = f"{read.n_obs} spots, {read.n_vars} genes, {known['mpp_x']:.3g} × {known['mpp_y']:.3g} µm/px"
-            checks.append({"what": section, "ok": True, "told": f"{told} (from {known['mpp_source']})"})
+            checks.append({"what": row.section, "ok": True, "told": _told_of(cohort, row)})
         except HistoflowError as err:
-            checks.append({"what": section, "ok": False, "told": str(err)})
+            checks.append({"what": row.section, "ok": False, "told": str(err)})
     return checks
+
+
+def _told_of(cohort: Any, row: Any) -> str:
+    """Size and scale of a row of a cohort, read or opened as the other commands would."""
+    from histoflow import io
+
+    if row.counts is None:
+        known = io.open_wsi(row.slide, mpp=row.mpp).attrs["histoflow"]
+        size = "slide without counts"
+    else:
+        read = cohort.select(sections=[row.section])[0]
+        known = read.uns["histoflow"]
+        size = f"{read.n_obs} spots, {read.n_vars} genes"
+    return f"{size}, {known['mpp_x']:.3g} × {known['mpp_y']:.3g} µm/px (from {known['mpp_source']})"
 
 
 def _panel(text: str) -> int | Panel:
@@ -254,8 +269,9 @@ def _panel(text: str) -> int | Panel:
         return int(text)
     try:
         return Panel(tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip()))
-    except OSError as err:
-        raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({err.strerror})") from err
+    except (OSError, UnicodeDecodeError) as err:
+        why = getattr(err, "strerror", None) or "it is not text"
+        raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
 
 
 def _say(result: dict[str, Any], text: str, *, as_json: bool) -> None:
@@ -268,9 +284,11 @@ def _show_warning(message: Warning | str, category: type[Warning], *place: Any, 
 
 def main() -> None:
     """Run the command line: exit code 0 on success, 2 on wrong usage, 1 on any other error."""
-    debug = "--debug" in sys.argv
+    given = sys.argv[1:]
+    debug = "--debug" in given
+    arguments = [*(["--debug"] if debug else []), *(word for word in given if word != "--debug")]
     try:
-        code = cli.main(standalone_mode=False)
+        code = cli.main(arguments, standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
     except click.ClickException as err:
         err.show()
@@ -282,3 +300,8 @@ def main() -> None:
             raise
         click.echo(f"error: {err}", err=True)
         sys.exit(2 if isinstance(err, OptionError) else 1)
+    except Exception as err:
+        if debug:
+            raise
+        click.echo(f"error: {type(err).__name__}: {err}; run it again with --debug for the traceback", err=True)
+        sys.exit(1)

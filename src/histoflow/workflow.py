@@ -116,6 +116,23 @@ def fit(
 ) -> models.Estimator:
     """Embed the references of a cohort, choose the panel from them, and fit.
 
+    Parameters
+    ----------
+    cohort
+        From `read_cohort`; its rows of role reference are fitted on.
+    model
+        Name of the estimator.
+    encoder
+        What it looks through.
+    panel
+        Number of genes, chosen by variance; or a fixed panel.
+    normalize
+        Scale: ``"library"``, log1p of counts per 10,000; ``"none"``, log1p of raw counts.
+    min_counts
+        Spots with fewer counts in all are left out.
+    seed
+        Of the estimator.
+
     Returns
     -------
     The fitted estimator.
@@ -177,12 +194,24 @@ def evaluate(
 ) -> pd.DataFrame:
     """Embed a cohort, score every model on what it has not seen, and draw the figures.
 
+    Parameters
+    ----------
+    cohort
+        From `read_cohort`; its rows of role query are left alone.
+    out
+        Folder of the table, predictions and figures; a later run takes up what is finished there.
+    estimators
+        By the name they have in the table; None for `bench.default_models`.
+    by, panel, normalize, min_counts, seeds
+        As in `bench.run`.
+
     Returns
     -------
     The long table of `bench.run`; also ``results.parquet`` in `out`, beside predictions and figures.
     """
-    chosen = dict(estimators or bench.default_models())
+    chosen = dict(bench.default_models() if estimators is None else estimators)
     counted = cohort.select(sections=[row.section for row in cohort.rows if row.role != "query"])
+    bench.plan_folds(counted, by)  # refuses what cannot be split before minutes of embedding
     embed_for(counted, chosen.values())
     options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
     table = bench.run(counted, models=chosen, out=out, **options)

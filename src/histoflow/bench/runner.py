@@ -8,24 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import anndata
+import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
 from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
 from histoflow._files import atomic_path, value_hash
-from histoflow._keys import EMBEDDINGS, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, UNS, facts, section_name
 from histoflow._progress import track
 from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, LocationBaseline, MeanBaseline, from_name
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
-from histoflow.stats.splits import Fold, Level, SectionFacts, describe_shares, leave_one_out
+from histoflow.stats.splits import Fold, Level, SectionFacts, check_level, describe_shares, leave_one_out
 
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 MEASURED = "measured"
 """``layers`` entry of kept predictions: what was measured at the same spots, on the same scale."""
-_FORMAT = 1
+_FORMAT = 2
+_KEY = "evaluation"
 
 
 def default_models(*, encoder: str = "scatter") -> dict[str, Estimator]:
@@ -103,11 +105,12 @@ def run(
     kept = [keep_spots(section, min_counts=min_counts) for section in sections]
     if empty := [section_name(section) for section in kept if not section.n_obs]:
         raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
-    folds = _folds(sections, by, getattr(cohort, "held_out_ids", []))
+    folds = plan_folds(cohort, by)
     chosen = [_panel(panel, [kept[i] for i in fold.train], normalize) for fold in folds]
     known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
     parts = []
-    jobs = list(_jobs(folds, chosen, kept, models or default_models(), normalize, list(seeds)))
+    estimators = default_models() if models is None else models
+    jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds)))
     for job in track(jobs, "evaluating"):
         parts.append(_scored(job, None if out is None else Path(out)).assign(**known))
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
@@ -148,9 +151,30 @@ def _facts_of(section: AnnData) -> SectionFacts:
     return SectionFacts(section_name(section), **ids, order=None if order is None else int(order))
 
 
-def _folds(sections: list[AnnData], by: Level, held_out: list[str]) -> list[Fold]:
-    """Every group in turn; or, where a manifest says which sections are held out, these against the others."""
-    told = [_facts_of(section) for section in sections]
+def plan_folds(cohort: Sequence[AnnData], by: Level = "section") -> list[Fold]:
+    """Hold out every group in turn; or, where a manifest says which sections are held out, these alone.
+
+    Parameters
+    ----------
+    cohort
+        Sections; nothing but what is known about where they come from is looked at.
+    by
+        As in `run`.
+
+    Returns
+    -------
+    Folds, whose numbers are places in `cohort`.
+
+    Raises
+    ------
+    OptionError
+        If the level is not offered.
+    SplitError
+        If it is not stated for every section, gives fewer than two parts, or cannot part the sections held out.
+    """
+    check_level(by)
+    told = [_facts_of(section) for section in cohort]
+    held_out: list[str] = getattr(cohort, "held_out_ids", [])
     if not held_out:
         return leave_one_out(told, by)
     test = tuple(i for i, fact in enumerate(told) if fact.section in held_out)
@@ -189,17 +213,41 @@ def _jobs(
 
 def _scored(job: _Job, out: Path | None) -> pd.DataFrame:
     """The rows of a job, from disk where an earlier run has finished it."""
-    part = None if out is None else out / "parts" / f"{job.key()}.parquet"
-    if part is not None and part.is_file():
-        return pd.read_parquet(part)
-    rows = pd.concat(_score(job, out), ignore_index=True)
-    rows = rows.assign(fold=job.fold.name, shares=job.fold.shares, seed=job.estimator.seed)
-    if part is not None:
-        _write(rows, part)
-    return rows
+    key = job.key()
+    part = None if out is None else out / "parts" / f"{key}.parquet"
+    rows = None if part is None or out is None else _finished(part, out, key)
+    if rows is None:
+        rows = pd.concat(_score(job, out, key), ignore_index=True)
+        rows = rows.assign(fold=job.fold.name, seed=job.estimator.seed)
+        if part is not None:
+            _write(rows, part)
+    return rows.assign(shares=job.fold.shares)
 
 
-def _score(job: _Job, out: Path | None) -> list[pd.DataFrame]:
+def _finished(part: Path, out: Path, key: str) -> pd.DataFrame | None:
+    """The rows of a part, if the predictions beside it are still its own: other options write the same names."""
+    if not part.is_file():
+        return None
+    rows = pd.read_parquet(part)
+    scored = rows.loc[rows["error"] == "", ["fold", "section", "model", "seed"]].drop_duplicates()
+    kept = [_prediction_path(out, *row) for row in scored.itertuples(index=False)]
+    return rows if all(_key_of(path) == key for path in kept) else None
+
+
+def _prediction_path(out: Path, fold: str, section: str, model: str, seed: int) -> Path:
+    return out / "predictions" / f"{fold}-{section}-{model}-{seed}.h5ad"
+
+
+def _key_of(prediction: Path) -> str | None:
+    """Key of the job that wrote a prediction, or None if there is none."""
+    if not prediction.is_file():
+        return None
+    with h5py.File(prediction) as file:
+        stored = file.get(f"uns/{UNS}/{_KEY}")
+        return None if stored is None else str(stored.asstr()[()])
+
+
+def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
     job.estimator.fit(job.train, panel=job.panel)
     measured_train = [panel_log1p(section, job.panel, job.estimator.normalize) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
@@ -212,11 +260,8 @@ def _score(job: _Job, out: Path | None) -> list[pd.DataFrame]:
                 continue
             rows.append(_metrics(measured, predicted, baseline, section).assign(model=model))
             if out is not None:
-                _keep(
-                    predicted,
-                    measured,
-                    out / "predictions" / f"{job.fold.name}-{section_name(section)}-{model}-{job.estimator.seed}.h5ad",
-                )
+                path = _prediction_path(out, job.fold.name, section_name(section), model, job.estimator.seed)
+                _keep(predicted, measured, path, key)
     return rows
 
 
@@ -253,22 +298,34 @@ def _failed(panel: Panel, section: AnnData, model: str, reason: str) -> pd.DataF
     return rows.assign(section=section_name(section), model=model, error=reason)
 
 
-def _keep(predicted: AnnData, measured: np.ndarray, path: Path) -> None:
+def _keep(predicted: AnnData, measured: np.ndarray, path: Path, key: str) -> None:
     kept = predicted.copy()
     kept.layers[MEASURED] = measured
+    kept.uns[UNS][_KEY] = key
     with atomic_path(path) as temporary:
         kept.write_h5ad(temporary)
 
 
 def read_prediction(folder: str | Path, *, fold: str, section: str, model: str, seed: int = 0) -> AnnData:
-    """Read a prediction that `run` kept, with the measurement in ``layers["measured"]``.
+    """Read a prediction that `run` kept.
+
+    Parameters
+    ----------
+    folder
+        The ``out`` of that run.
+    fold, section, model, seed
+        As in its table.
+
+    Returns
+    -------
+    As `Estimator.predict`, and ``layers["measured"]``: what was measured at the same spots, on the same scale.
 
     Raises
     ------
     ReadError
         If there is none.
     """
-    path = Path(folder) / "predictions" / f"{fold}-{section}-{model}-{seed}.h5ad"
+    path = _prediction_path(Path(folder), fold, section, model, seed)
     if not path.is_file():
         raise ReadError(f"there is no prediction {path}; run the evaluation with this model and seed")
     return anndata.read_h5ad(path)
@@ -280,8 +337,12 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def _content(section: AnnData) -> list[str]:
-    """Hash of the counts and of how each embedding was made."""
+    """Hash of counts, names, places and scale, and of how each embedding was made."""
     counts = section.X.tocsr()
     digest = hashlib.sha256(counts.data.tobytes() + counts.indices.tobytes() + counts.indptr.tobytes())
     made = {name: [str(m.get("id")), str(m.get("slide_id"))] for name, m in facts(section).get(EMBEDDINGS, {}).items()}
-    return [section_name(section), digest.hexdigest(), value_hash(made), value_hash(list(section.obs_names))]
+    known = facts(section)
+    scale = [str(known.get(key)) for key in ("mpp_x", "mpp_y", "pitch_um")]
+    names = value_hash([list(section.obs_names), list(section.var_names)])
+    places = hashlib.sha256(np.ascontiguousarray(section.obsm[SPATIAL_UM]).tobytes()).hexdigest()
+    return [section_name(section), digest.hexdigest(), value_hash(made), names, places, *scale]

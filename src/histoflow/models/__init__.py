@@ -7,8 +7,9 @@ from pathlib import Path
 from histoflow._errors import OptionError
 from histoflow.models.base import Estimator, load_estimator
 from histoflow.models.baselines import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
+from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
-from histoflow.models.stflow import Network, STFlow
+from histoflow.models.stflow import STFlow
 from histoflow.models.training import Training
 
 _KINDS: dict[str, type[Estimator]] = {

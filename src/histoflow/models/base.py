@@ -246,7 +246,7 @@ def load_estimator(path: str | Path, kinds: Mapping[str, type[Estimator]]) -> Es
     folder = Path(path)
     described = read_json(folder / MODEL_JSON)
     if not isinstance(described, dict) or described.get("format") != _FORMAT or described.get("estimator") not in kinds:
-        what = described.get("format"), described.get("estimator") if isinstance(described, dict) else None
+        what = (described.get("format"), described.get("estimator")) if isinstance(described, dict) else (None, None)
         raise ModelFormatError(
             f"model {folder} has format {what[0]} and estimator {what[1]!r}; this version reads format {_FORMAT} of "
             f"{', '.join(kinds)}: save it anew, or update histoflow"

@@ -90,7 +90,18 @@ class LibrarySizeBaseline(Estimator):
         return clipped
 
     def predict_given_totals(self, section: AnnData, totals: ArrayLike) -> AnnData:
-        """Predict from the true total counts (n_spots,) of each spot instead of the image: an oracle.
+        """Predict from the true total counts of each spot instead of the image: an oracle.
+
+        Parameters
+        ----------
+        section
+            As in `predict`.
+        totals
+            True total counts, shape (n_spots,).
+
+        Returns
+        -------
+        As `predict`.
 
         Raises
         ------

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from histoflow._errors import OptionError
+from histoflow._errors import NotFiniteError, OptionError
 from histoflow._progress import track
 
 Batch = TypeVar("Batch")
@@ -20,7 +20,9 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True)
 class Training:
-    """How long, and in which steps, a network is trained; the defaults are those published for STFlow but for the end.
+    """How long, and in which steps, networks are trained.
+
+    The defaults are those published for STFlow but for the end and the number of networks.
 
     Parameters
     ----------
@@ -38,6 +40,8 @@ class Training:
         Spots of a crop at most: bounds memory.
     clip_norm
         Gradients are scaled down to this norm.
+    n_members
+        Networks trained alike but from different seeds, which take turns at drawing (published: one).
     """
 
     max_epochs: int = 30
@@ -47,6 +51,7 @@ class Training:
     batch_size: int = 2
     max_crop_spots: int = 1024
     clip_norm: float = 1.0
+    n_members: int = 2
 
     def __post_init__(self) -> None:
         """Refuse values that train nothing."""
@@ -111,6 +116,11 @@ def train(
         Error on spots that are in no batch, with the network in evaluation mode; None to train to the last epoch.
     label
         What the progress bar says.
+
+    Raises
+    ------
+    NotFiniteError
+        If a held-out error is NaN or infinite.
     """
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
     losses: list[float] = []
@@ -122,6 +132,11 @@ def train(
             best = epoch
             continue
         errors.append(held_out_error())
+        if not math.isfinite(errors[-1]):
+            raise NotFiniteError(
+                f"{label}: the held-out error of epoch {epoch} is {errors[-1]}; look at the embeddings, or give a "
+                "smaller learning_rate"
+            )
         if errors[-1] < min(errors[:-1], default=math.inf):
             best, best_weights = epoch, copy.deepcopy(network.state_dict())
         if epoch - best >= options.patience:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import warnings
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -239,9 +240,7 @@ class Embedder:
                 _store(paths[i], self._encode(queue.pop(0).result()))
         features = np.concatenate([np.load(path) for path in paths])
         _store(target, features)
-        for path in paths:
-            path.unlink()
-        folder.rmdir()
+        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left an unfinished block in it
         return features
 
     def _encode(self, patches: NDArray[np.uint8]) -> Floats:

@@ -102,6 +102,15 @@ def panel_counts(section: AnnData, panel: Panel) -> np.ndarray:
 def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize) -> np.ndarray:
     """Measured expression on the model's scale.
 
+    Parameters
+    ----------
+    section
+        X raw counts.
+    panel
+        Genes, in the order of the result.
+    normalize
+        ``"library"`` or ``"none"``.
+
     Returns
     -------
     log1p expression, float32, shape (n_spots, n_genes): of counts per 10,000 of all genes of the section's table

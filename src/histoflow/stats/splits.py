@@ -111,6 +111,18 @@ def describe_shares(train: Sequence[SectionFacts], test: Sequence[SectionFacts])
     return min((_shared(one, other) for one in train for other in test), key=_SHARES.index)
 
 
+def check_level(by: str) -> None:
+    """Refuse a level that is not offered.
+
+    Raises
+    ------
+    OptionError
+        If `by` is not one of `Level`.
+    """
+    if by not in get_args(Level):
+        raise OptionError(f"by must be one of {', '.join(get_args(Level))}, got {by!r}")
+
+
 def leave_one_out(facts: Sequence[SectionFacts], by: Level = "section") -> list[Fold]:
     """Hold out every section, block, patient or study once.
 
@@ -139,8 +151,7 @@ def leave_one_out(facts: Sequence[SectionFacts], by: Level = "section") -> list[
     >>> [(fold.name, fold.train, fold.test) for fold in leave_one_out(facts, by="patient")]
     [('A', (2,), (0, 1)), ('B', (0, 1), (2,))]
     """
-    if by not in get_args(Level):
-        raise OptionError(f"by must be one of {', '.join(get_args(Level))}, got {by!r}")
+    check_level(by)
     _check_sections(facts)
     _check_blocks(facts)
     return [_fold(facts, name, test) for name, test in _groups(facts, by).items()]

@@ -1,0 +1,186 @@
+"""The names that users call: there, with the arguments they are called with, short and documented."""
+
+import importlib
+import inspect
+import pkgutil
+import re
+from collections.abc import Sequence
+
+import pytest
+
+import histoflow as hf
+
+MOST_PARAMETERS = 8
+CALLS = [
+    ("read_visium", ["outs"], {"slide": "HE.tif"}),
+    ("read_st", ["counts", "spots", "slide"], {}),
+    ("section_from_anndata", ["adata"], {"slide": "HE.tif", "library_id": None}),
+    ("read_cohort", ["cohort.csv"], {}),
+    ("open_wsi", ["HE.tif"], {"mpp": 0.5}),
+    ("embed", ["cohort", "scatter"], {}),
+    ("choose_panel", ["cohort"], {"n_genes": 50, "rule": "variance", "keep": ()}),
+    ("fit", ["cohort"], {"model": "stflow", "encoder": "scatter", "panel": 50, "min_counts": 0, "seed": 0}),
+    ("evaluate", ["cohort", "out"], {"by": "section", "panel": 50, "normalize": "library", "min_counts": 0}),
+    ("datasets.toy", [], {}),
+    ("models.STFlow", [], {"network": None, "n_sample_steps": 5, "seed": 0}),
+    ("models.STFlow", [], {"encoder": "scatter", "normalize": "library", "training": None}),
+    ("models.Network", [], {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128}),
+    ("models.Training", [], {"max_epochs": 1}),
+    ("models.RidgeProbe", [], {"protocol": "grouped-cv"}),
+    ("models.Estimator.fit", ["self", "cohort"], {"panel": "panel"}),
+    ("models.Estimator.predict", ["self", "section"], {"n_samples": 16, "return_samples": True}),
+    ("models.Estimator.save", ["self", "model/"], {}),
+    ("models.load", ["model/"], {}),
+    (
+        "bench.run",
+        ["cohort"],
+        {"models": {}, "by": "section", "panel": 50, "normalize": "library", "min_counts": 500, "seeds": (0,)},
+    ),
+]
+DEFAULTS = {
+    "choose_panel": {"n_genes": 50, "rule": "variance", "normalize": "library", "keep": ()},
+    "bench.run": {"by": "section", "panel": 50, "normalize": "library", "min_counts": 0, "seeds": (0,)},
+    "fit": {"model": "stflow", "encoder": "scatter", "panel": 50, "normalize": "library", "min_counts": 0, "seed": 0},
+    "evaluate": {"by": "section", "panel": 50, "normalize": "library", "min_counts": 0},
+    "models.Estimator.predict": {"n_samples": 16},
+    "models.STFlow": {"encoder": "scatter", "normalize": "library", "n_sample_steps": 5, "seed": 0},
+    "models.Network": {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128},
+    "models.RidgeProbe": {"protocol": "grouped-cv", "encoder": "scatter", "normalize": "library", "seed": 0},
+}
+
+
+def public(name):
+    found = hf
+    for part in name.split("."):
+        found = getattr(found, part)
+    return found
+
+
+@pytest.mark.parametrize(("name", "arguments", "options"), CALLS, ids=[call[0] for call in CALLS])
+def test_a_call_that_is_promised_binds(name, arguments, options):
+    signature = inspect.signature(public(name))
+    bound = signature.bind(*arguments, **options)
+    named = {key: value for key, value in signature.parameters.items() if value.kind is not value.VAR_KEYWORD}
+    assert set(bound.arguments) <= set(named)
+
+
+@pytest.mark.parametrize("name", DEFAULTS)
+def test_a_default_is_the_promised_one(name):
+    parameters = inspect.signature(public(name)).parameters
+    assert {key: parameters[key].default for key in DEFAULTS[name]} == DEFAULTS[name]
+
+
+@pytest.mark.parametrize("name", ["read_visium", "read_st", "section_from_anndata", "bench.run", "choose_panel", "fit"])
+def test_options_are_given_by_name(name):
+    kinds = [parameter.kind for parameter in inspect.signature(public(name)).parameters.values()]
+    assert kinds.count(inspect.Parameter.POSITIONAL_OR_KEYWORD) <= 3
+    assert inspect.Parameter.KEYWORD_ONLY in kinds
+
+
+def test_a_cohort_is_a_sequence():
+    assert issubclass(hf.Cohort, Sequence)
+
+
+def test_a_name_that_is_not_there_is_an_ordinary_error():
+    with pytest.raises(AttributeError, match="module 'histoflow' has no attribute 'magic'"):
+        _ = hf.magic
+
+
+MODULES = ["histoflow", *(f"histoflow.{module.name}" for module in pkgutil.iter_modules(hf.__path__))]
+
+
+def exported():
+    """Every object in an ``__all__``, by its full name, modules left out; what is exported twice comes once."""
+    found = {}
+    for module in map(importlib.import_module, MODULES):
+        for name in getattr(module, "__all__", ()):
+            value = getattr(module, name)
+            if not inspect.ismodule(value) and not any(value is other for other in found.values()):
+                found[f"{module.__name__}.{name}"] = value
+    return found
+
+
+EXPORTED = exported()
+CLASSES = {name: value for name, value in EXPORTED.items() if inspect.isclass(value)}
+
+
+def functions():
+    """Public functions, and public methods that the public classes define themselves."""
+    found = {name: value for name, value in EXPORTED.items() if inspect.isfunction(value)}
+    for name, kind in CLASSES.items():
+        for attribute, value in vars(kind).items():
+            plain = getattr(value, "__func__", value)
+            if inspect.isfunction(plain) and not attribute.startswith("_"):
+                found[f"{name}.{attribute}"] = plain
+    return found
+
+
+FUNCTIONS = functions()
+PUBLIC = FUNCTIONS | CLASSES
+
+
+def parameters_of(function):
+    return [name for name in inspect.signature(function).parameters if name not in ("self", "cls")]
+
+
+def section_of(docstring, title):
+    """Body of a numpydoc section, or None where there is none."""
+    match = re.search(rf"^{title}\n-+\n(.*?)(?=\n\n\S[^\n]*\n-+\n|\Z)", inspect.cleandoc(docstring), re.M | re.S)
+    return match and match.group(1)
+
+
+def documented(docstring, title):
+    """Names that a section describes: lines that are not indented, separated by commas."""
+    lines = (section_of(docstring, title) or "").splitlines()
+    return [name.strip("* ") for line in lines if line and not line.startswith(" ") for name in line.split(",")]
+
+
+def test_the_walk_sees_functions_methods_and_classes():
+    assert {"histoflow.read_visium", "histoflow.bench.run", "histoflow.models.Estimator.fit"} <= set(FUNCTIONS)
+    assert {"histoflow.Cohort", "histoflow.models.STFlow", "histoflow.pp.Encoder"} <= set(CLASSES)
+    assert len(FUNCTIONS) > 60
+
+
+def test_exports_exist_each_once():
+    for module in map(importlib.import_module, MODULES):
+        names = getattr(module, "__all__", [])
+        assert len(set(names)) == len(names), module
+        assert not [name for name in names if name.startswith("_") or not hasattr(module, name)], module
+
+
+def test_nothing_public_takes_more_than_eight_parameters():
+    counted = {name: len(parameters_of(value)) for name, value in PUBLIC.items()}
+    del counted["histoflow.io.Row"]  # a record: one field per column of a manifest
+    assert {name: n for name, n in counted.items() if n > MOST_PARAMETERS} == {}
+
+
+def test_everything_public_has_a_docstring_that_begins_with_a_sentence():
+    first = {name: (value.__doc__ or "").strip().split("\n")[0] for name, value in PUBLIC.items()}
+    assert {name: line for name, line in first.items() if not line.endswith((".", ":"))} == {}
+
+
+def test_docstrings_describe_the_parameters_that_there_are():
+    described = {name: documented(value.__doc__, "Parameters") for name, value in PUBLIC.items()}
+    there_are = {name: sorted(parameters_of(value)) for name, value in PUBLIC.items()}
+    assert {name: told for name, told in described.items() if told and sorted(told) != there_are[name]} == {}
+    assert sum(map(bool, described.values())) > 50
+
+
+def test_three_parameters_or_more_are_described():
+    many = {name: value.__doc__ for name, value in FUNCTIONS.items() if len(parameters_of(value)) > 2}
+    assert [name for name, docstring in many.items() if not section_of(docstring, "Parameters")] == []
+
+
+def returns_data(function):
+    annotation = str(inspect.signature(function).return_annotation)
+    return re.search(r"ndarray|Floats|DataFrame|AnnData|tuple|Indices", annotation) is not None
+
+
+def test_arrays_and_tables_that_are_returned_are_described():
+    silent = []
+    for name, function in FUNCTIONS.items():
+        first, _, rest = function.__doc__.partition("\n")
+        told = section_of(function.__doc__, "Returns") or "shape (" in first or "result and errors are those of" in rest
+        if returns_data(function) and not told:
+            silent.append(name)
+    assert silent == []
