@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _N_SHOWN = 4
 _TILE_UM = 112.0
-_DEMO_EPOCHS = 6
+_DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1}
 """Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
 
 
@@ -277,7 +277,14 @@ def slide_thumbnail(wsi: WSIData) -> pl.Thumbnail:
 
 
 def demo(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
-    """Tell the whole story on the toy cohort: fit, save, load, predict what was never measured, score, draw.
+    """Tell the whole story on the toy cohort: fit, score on a held-out section, load, predict a slide without counts.
+
+    Parameters
+    ----------
+    out
+        Folder of models, predictions, table and figures.
+    seed
+        Of the toy cohort and of the estimators.
 
     Returns
     -------
@@ -285,29 +292,25 @@ def demo(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
     """
     folder = Path(out)
     cohort = datasets.toy(seed=seed)
-    shown = dict(bench.default_models())
-    shown["stflow"] = models.STFlow(training=models.Training(max_epochs=_DEMO_EPOCHS), seed=seed)
-    references = list(cohort.select(role="reference"))
-    embed_for(references, shown.values())
-    shown["stflow"].clone().fit(references, panel=choose_panel(references)).save(folder / "model")
-    model = models.load(folder / "model")
-    query = cohort.queries[0]
+    estimators = dict(bench.default_models())
+    estimators["stflow"] = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
+    table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
+    saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
+    figure = _draw_query(models.load(saved), cohort.queries[0], folder)
+    scores = bench.summary(table)
+    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
+    return {"out": str(folder), "model": str(saved), "figures": str(figure.parent), "mean_r": of_r.to_dict()}
+
+
+def _draw_query(model: models.Estimator, query: io.Row, folder: Path) -> Path:
+    """Predict a slide without counts, and draw some genes on its tissue."""
     wsi = io.open_wsi(str(query.slide), mpp=query.mpp)
     predicted = predict_slide(model, wsi)
     write_h5ad(predicted, folder / f"{query.section}.h5ad")
     genes = list(predicted.var_names[:_N_SHOWN])
-    of_query = pl.expression_map(
-        np.asarray(predicted[:, genes].X), predicted.obsm[SPATIAL_UM], genes=genes, thumbnail=slide_thumbnail(wsi)
-    )
-    pl.save(of_query, folder / "figures" / f"{query.section}-predicted.png")
-    scores = bench.summary(evaluate(cohort, folder, estimators=shown, seeds=(seed,)))
-    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
-    return {
-        "out": str(folder),
-        "model": str(folder / "model"),
-        "figures": str(folder / "figures"),
-        "mean_r": of_r.to_dict(),
-    }
+    expression = np.asarray(predicted[:, genes].X)
+    of_query = pl.expression_map(expression, predicted.obsm[SPATIAL_UM], genes=genes, thumbnail=slide_thumbnail(wsi))
+    return pl.save(of_query, folder / "figures" / f"{query.section}-predicted.png")
 
 
 def write_h5ad(predicted: AnnData, path: str | Path) -> None:

@@ -85,7 +85,8 @@ def run(
     seeds
         Seeds of the estimators.
     out
-        Folder for ``results.parquet``, predictions, and finished parts that a later run takes up; None for none.
+        Folder for ``results.parquet``, the fitted models, predictions, and finished parts that a later run takes up;
+        None for none.
 
     Returns
     -------
@@ -249,6 +250,8 @@ def _key_of(prediction: Path) -> str | None:
 
 def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
     job.estimator.fit(job.train, panel=job.panel)
+    if out is not None:
+        job.estimator.save(model_path(out, fold=job.fold.name, model=job.model, seed=job.estimator.seed))
     measured_train = [panel_log1p(section, job.panel, job.estimator.normalize) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
     rows = []
@@ -304,6 +307,11 @@ def _keep(predicted: AnnData, measured: np.ndarray, path: Path, key: str) -> Non
     kept.uns[UNS][_KEY] = key
     with atomic_path(path) as temporary:
         kept.write_h5ad(temporary)
+
+
+def model_path(folder: str | Path, *, fold: str, model: str, seed: int = 0) -> Path:
+    """Where `run` kept a fitted model, for `models.load`; arguments as in `read_prediction`."""
+    return Path(folder) / "models" / f"{fold}-{model}-{seed}"
 
 
 def read_prediction(folder: str | Path, *, fold: str, section: str, model: str, seed: int = 0) -> AnnData:
