@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _N_SHOWN = 4
 _TILE_UM = 112.0
-_DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1}
+_DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
 """Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
 
 
@@ -308,8 +308,9 @@ def _draw_query(model: models.Estimator, query: io.Row, folder: Path) -> Path:
     predicted = predict_slide(model, wsi)
     write_h5ad(predicted, folder / f"{query.section}.h5ad")
     genes = list(predicted.var_names[:_N_SHOWN])
-    expression = np.asarray(predicted[:, genes].X)
-    of_query = pl.expression_map(expression, predicted.obsm[SPATIAL_UM], genes=genes, thumbnail=slide_thumbnail(wsi))
+    about: dict[str, Any] = {"genes": genes, "scale_label": str(facts(predicted)["scale"])}
+    expression, xy_um = np.asarray(predicted[:, genes].X), predicted.obsm[SPATIAL_UM]
+    of_query = pl.expression_map(expression, xy_um, thumbnail=slide_thumbnail(wsi), **about)
     return pl.save(of_query, folder / "figures" / f"{query.section}-predicted.png")
 
 

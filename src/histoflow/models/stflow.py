@@ -20,7 +20,6 @@ from histoflow.models.training import History, Training, seeded, train
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
-_MOST_SEARCHES = 3
 _NETWORK, _PROJECTION, _MEAN = "network/", "projection/", "mean"
 
 
@@ -113,7 +112,7 @@ class STFlow(Estimator):
     def _search(self, measured: list[Measured], inner: InnerFolds) -> list[History]:
         """Train on all but one inner fold, and see after how many epochs that fold is predicted best."""
         found = []
-        for rows in inner.folds[:_MOST_SEARCHES]:
+        for rows in inner.folds[: self.training.n_searches]:
             train_part, held_out = (_rows(measured, set(side.tolist())) for side in rows)
             found.append(self._train(train_part, self.training, self.seed, held_out)[1])
         return found

@@ -42,6 +42,8 @@ class Training:
         Gradients are scaled down to this norm.
     n_members
         Networks trained alike but from different seeds, which take turns at drawing (published: one).
+    n_searches
+        Inner folds, at most, on which the number of epochs is chosen; 0 to train for `max_epochs`.
     """
 
     max_epochs: int = 30
@@ -52,11 +54,12 @@ class Training:
     max_crop_spots: int = 1024
     clip_norm: float = 1.0
     n_members: int = 2
+    n_searches: int = 3
 
     def __post_init__(self) -> None:
         """Refuse values that train nothing."""
         for name, value in vars(self).items():
-            if not value > 0:
+            if not value > 0 and (name, value) != ("n_searches", 0):
                 raise OptionError(f"{name} is {value}; give a number above 0")
 
 
