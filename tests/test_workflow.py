@@ -75,10 +75,10 @@ def test_embedding_a_cohort_writes_one_slot_into_every_section(cohort):
 
 def test_embedding_a_slide_makes_a_table_of_tiles(shared):
     wsi = io.open_wsi(shared.queries[0].slide)
-    assert workflow.embed(wsi, "color", step_um=200.0) is wsi
+    assert workflow.embed(wsi, "color") is wsi
     table = wsi.tables["color_tiles"]
     step = np.diff(np.unique(table.obsm["spatial_um"][:, 0])).min()
-    assert (table.n_obs > 5, step) == (True, pytest.approx(200, rel=0.01))
+    assert (table.n_obs > 5, step) == (True, pytest.approx(112, rel=0.01))
 
 
 def test_sections_are_embedded_for_the_models_that_look_at_an_image(cohort):

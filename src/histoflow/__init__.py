@@ -22,11 +22,16 @@ _NAMES = {
     "embed": "workflow",
     "evaluate": "workflow",
     "fit": "workflow",
+    "match": "workflow",
     "open_wsi": "io",
+    "predict_expression": "workflow",
     "read_cohort": "io",
     "read_st": "io",
     "read_visium": "io",
+    "read_visium_with_image": "workflow",
     "section_from_anndata": "io",
+    "spot_features": "workflow",
+    "tile": "workflow",
 }
 
 __all__ = [
@@ -38,13 +43,18 @@ __all__ = [
     "embed",
     "evaluate",
     "fit",
+    "match",
     "models",
     "open_wsi",
     "pl",
+    "predict_expression",
     "read_cohort",
     "read_st",
     "read_visium",
+    "read_visium_with_image",
     "section_from_anndata",
+    "spot_features",
+    "tile",
 ]
 
 

@@ -310,7 +310,15 @@ def _keep(predicted: AnnData, measured: np.ndarray, path: Path, key: str) -> Non
 
 
 def model_path(folder: str | Path, *, fold: str, model: str, seed: int = 0) -> Path:
-    """Where `run` kept a fitted model, for `models.load`; arguments as in `read_prediction`."""
+    """Where `run` kept a fitted model, for `models.load`.
+
+    Parameters
+    ----------
+    folder
+        The ``out`` of that run.
+    fold, model, seed
+        As in its table.
+    """
     return Path(folder) / "models" / f"{fold}-{model}-{seed}"
 
 

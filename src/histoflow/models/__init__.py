@@ -7,6 +7,7 @@ from pathlib import Path
 from histoflow._errors import OptionError
 from histoflow.models.base import Estimator, load_estimator
 from histoflow.models.baselines import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
+from histoflow.models.lazyslide import as_lazyslide_model
 from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
 from histoflow.models.stflow import STFlow
@@ -30,6 +31,7 @@ __all__ = [
     "RidgeProbe",
     "STFlow",
     "Training",
+    "as_lazyslide_model",
     "from_name",
     "load",
 ]

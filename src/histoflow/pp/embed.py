@@ -22,7 +22,18 @@ from histoflow._files import atomic_path, cache_folder, locked, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
 from histoflow._progress import track
 from histoflow.pp.encoders import Encoder
-from histoflow.pp.tiles import TILES, Grid, lay_tiles, read_patches, slide_facts, statistics_grid, upsampling
+from histoflow.pp.tiles import (
+    TILES,
+    Grid,
+    annotate_tiles,
+    lay_tiles,
+    read_grid,
+    read_patches,
+    slide_facts,
+    statistics_grid,
+    tile_um,
+    upsampling,
+)
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -87,6 +98,8 @@ class Embedder:
         Patches encoded at once; it never changes a number.
     device
         Where the encoder runs.
+    num_workers
+        Threads that read patches ahead of the encoder; it never changes a number.
     """
 
     encoder: Encoder
@@ -94,6 +107,7 @@ class Embedder:
     cache_dir: str | Path | None = None
     batch_size: int = 32
     device: str = "cpu"
+    num_workers: int = 1
 
     def section(self, section: AnnData, wsi: WSIData) -> AnnData:
         """Embed the spots of a section into ``obsm[encoder]``, in place.
@@ -142,10 +156,26 @@ class Embedder:
         -------
         A section without genes: ``obs`` with `tile_id` and `tissue_id`, places and embeddings in ``obsm``.
         """
-        grid = lay_tiles(wsi, step_um)
+        return self._grid(wsi, lay_tiles(wsi, step_um), step_um, TILES)
+
+    def laid_tiles(self, wsi: WSIData, tile_key: str = TILES) -> AnnData:
+        """Embed the tiles that are on a slide already, in their order.
+
+        Returns
+        -------
+        As `tiles`.
+
+        Raises
+        ------
+        MissingSlotError
+            If there are none of that name.
+        """
+        return self._grid(wsi, read_grid(wsi, tile_key), tile_um(wsi, tile_key), tile_key)
+
+    def _grid(self, wsi: WSIData, grid: Grid, step_um: float, tile_key: str) -> AnnData:
         table = _tile_section(wsi, grid, step_um)
         self.section(table, wsi)
-        wsi.tables[f"{self.encoder.name}_tiles"] = _feature_table(table, self.encoder.name)
+        wsi.tables[f"{self.encoder.name}_{tile_key}"] = _feature_table(table, self.encoder.name, tile_key)
         return table
 
     def places(self, wsi: WSIData, xy: ArrayLike) -> tuple[Floats, dict[str, Any]]:
@@ -233,10 +263,11 @@ class Embedder:
         paths = [folder / f"{number:06d}.npy" for number in range(len(blocks))]
         missing = [i for i, path in enumerate(paths) if _load(path, (len(blocks[i]), self.encoder.n_features)) is None]
         read = partial(read_patches, wsi, side_um=side_um, patch_px=self.encoder.patch_px)
-        with ThreadPoolExecutor(1) as reader:  # the next block is read while this one is encoded
-            queue = [reader.submit(read, blocks[i]) for i in missing[:1]]
+        with ThreadPoolExecutor(self.num_workers) as reader:  # the next blocks are read while this one is encoded
+            queue = [reader.submit(read, blocks[i]) for i in missing[: self.num_workers]]
             for place, i in enumerate(track(missing, label)):
-                queue += [reader.submit(read, blocks[j]) for j in missing[place + 1 : place + 2]]
+                ahead = place + self.num_workers
+                queue += [reader.submit(read, blocks[j]) for j in missing[ahead : ahead + 1]]
                 _store(paths[i], self._encode(queue.pop(0).result()))
         features = np.concatenate([np.load(path) for path in paths])
         _store(target, features)
@@ -269,13 +300,12 @@ def _tile_section(wsi: WSIData, grid: Grid, step_um: float) -> AnnData:
     return table
 
 
-def _feature_table(table: AnnData, encoder: str) -> AnnData:
+def _feature_table(table: AnnData, encoder: str, tile_key: str) -> AnnData:
     """The embeddings as X, the way LazySlide keeps features of tiles."""
     features = AnnData(X=np.asarray(table.obsm[encoder]), obs=table.obs.copy())
-    features.obs["library_id"] = TILES
     features.obsm[SPATIAL], features.obsm[SPATIAL_UM] = table.obsm[SPATIAL], table.obsm[SPATIAL_UM]
     features.uns[UNS] = table.uns[UNS]
-    return features
+    return annotate_tiles(features, tile_key)
 
 
 def _load(path: Path, shape: tuple[int, int]) -> Floats | None:

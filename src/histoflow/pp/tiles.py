@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
+from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
@@ -28,6 +30,8 @@ TISSUES, TILES = "tissues", "tiles"
 
 _STATISTICS_TISSUES, _STATISTICS_GRID = "histoflow_tissues", "histoflow_grid"
 _TILE_SPEC = "tile_spec"
+_REGION_KEY = "library_id"
+_TILE_UM = "tile_um"
 _TISSUE_MPP = 8.0
 _LEAST_TISSUE = 0.5
 """A tile is kept if more than this part of it is tissue."""
@@ -118,7 +122,144 @@ def lay_tiles(wsi: WSIData, step_um: float) -> Grid:
     return _lay(wsi, step_um, TISSUES, TILES)
 
 
-def _find_tissue(wsi: WSIData, key: str) -> None:
+def cut_tiles(
+    wsi: WSIData,
+    tile_px: int,
+    mpp: float,
+    *,
+    tissue_key: str = TISSUES,
+    tile_key: str = TILES,
+    find: Mapping[str, Any] | None = None,
+    **options: Any,
+) -> None:
+    """Lay LazySlide's tiles over the tissue of a slide: squares of `tile_px` pixels of `mpp` µm.
+
+    A slide whose own pixels are coarser gets tiles of the same µm at its own scale, which ``attrs["tile_spec"]`` then
+    records; wsidata itself refuses them.
+
+    Parameters
+    ----------
+    wsi
+        A slide from `hf.open_wsi`; gets ``shapes[tile_key]``, and ``shapes[tissue_key]`` unless it is there.
+    tile_px
+        Side of a tile in pixels.
+    mpp
+        µm per pixel of the tiles.
+    tissue_key, tile_key
+        Names of outlines and tiles.
+    find
+        Parameters of LazySlide's `find_tissues` that differ from ours.
+    **options
+        Parameters of LazySlide's `tile_tissues`.
+
+    Raises
+    ------
+    OptionError
+        If size or scale is not a positive number.
+    SlideMismatchError
+        If no tissue, or no tile on it, is found.
+    """
+    if not (tile_px >= 1 and 0 < mpp < math.inf):
+        raise OptionError(f"tiles of {tile_px} pixels of {mpp} µm; give both above 0")
+    if tissue_key not in wsi.shapes:
+        _find_tissue(wsi, tissue_key, find)
+    native, nominal_um = _mpp(wsi), tile_px * mpp
+    if mpp < native:
+        factor = mpp / native
+        options = {key: _rescaled(key, value, factor) for key, value in options.items()}
+        tile_px, mpp = max(1, round(tile_px * factor)), native
+    _lazyslide().pp.tile_tissues(wsi, tile_px, mpp=mpp, tissue_key=tissue_key, key_added=tile_key, **options)
+    read_grid(wsi, tile_key)
+    known = dict(slide_facts(wsi))
+    wsi.attrs[UNS] = known | {_TILE_UM: {**known.get(_TILE_UM, {}), tile_key: nominal_um}}
+
+
+def restrict_tissue(
+    wsi: WSIData, tissue_key: str, polygons: Mapping[str, Any], find: Mapping[str, Any] | None = None
+) -> None:
+    """Keep the tissue inside some polygons and outside others.
+
+    Parameters
+    ----------
+    wsi
+        A slide from `hf.open_wsi`; ``shapes[tissue_key]`` is outlined unless it is there, and replaced.
+    tissue_key
+        Name of the outlines.
+    polygons
+        Shapely geometries in level-0 pixels, under ``"include"``, ``"exclude"`` or both.
+    find
+        As in `cut_tiles`.
+
+    Raises
+    ------
+    OptionError
+        If there are other keys.
+    SlideMismatchError
+        If nothing is left.
+    """
+    if unknown := set(polygons) - {"include", "exclude"}:
+        raise OptionError(f"polygons has {', '.join(sorted(unknown))}; give include, exclude or both")
+    if tissue_key not in wsi.shapes:
+        _find_tissue(wsi, tissue_key, find)
+    table = wsi.shapes[tissue_key].copy()
+    if "include" in polygons:
+        table["geometry"] = table.geometry.intersection(polygons["include"])
+    if "exclude" in polygons:
+        table["geometry"] = table.geometry.difference(polygons["exclude"])
+    table = table.explode(ignore_index=True)
+    table = table[(table.geometry.geom_type == "Polygon") & (table.geometry.area > 0)].reset_index(drop=True)
+    if not len(table):
+        raise SlideMismatchError("no tissue is left between the polygons; check that they are in level-0 pixels")
+    table["tissue_id"] = np.arange(len(table))
+    table.attrs = wsi.shapes[tissue_key].attrs
+    wsi.shapes[tissue_key] = table
+
+
+def _rescaled(option: str, value: Any, factor: float) -> Any:
+    """An option of `tile_tissues` in pixels of another size."""
+    in_pixels = option == "stride_px" or (option == "overlap" and value >= 1)
+    return max(1, round(value * factor)) if in_pixels and value is not None else value
+
+
+def read_grid(wsi: WSIData, tile_key: str = TILES) -> Grid:
+    """Centres of the tiles of a slide, in the order of ``shapes[tile_key]``.
+
+    Raises
+    ------
+    MissingSlotError
+        If there are no tiles of that name.
+    """
+    table = wsi.shapes.get(tile_key)
+    if table is None or not len(table):
+        raise MissingSlotError(f'this slide has no tiles in shapes["{tile_key}"]; hf.tile(wsi) lays them')
+    bounds = table.geometry.bounds.to_numpy()
+    numbers = np.arange(len(table))
+    ids = [
+        np.asarray(table[column], np.int64) if column in table else default
+        for column, default in (("tissue_id", np.zeros_like(numbers)), ("tile_id", numbers))
+    ]
+    # LazySlide keeps corners; centres are used everywhere else.
+    return Grid((bounds[:, :2] + bounds[:, 2:]) / 2, *ids)
+
+
+def tile_um(wsi: WSIData, tile_key: str = TILES) -> float:
+    """Side in µm of the tiles of a slide.
+
+    Raises
+    ------
+    MissingSlotError
+        If there are no tiles of that name.
+    """
+    read_grid(wsi, tile_key)
+    if stated := slide_facts(wsi).get(_TILE_UM, {}).get(tile_key):
+        return float(stated)  # tiles are whole pixels wide; what was asked for is the same on every slide
+    bounds = wsi.shapes[tile_key].geometry.bounds.to_numpy()
+    known = slide_facts(wsi)
+    sides = (bounds[:, 2:] - bounds[:, :2]) * [float(known["mpp_x"]), float(known["mpp_y"])]
+    return float(np.median(sides))
+
+
+def _find_tissue(wsi: WSIData, key: str, options: Mapping[str, Any] | None = None) -> None:
     """Outline the tissue with LazySlide, by Otsu's threshold on saturation at about 8 µm per pixel.
 
     LazySlide's own defaults take the pink glass of some scans for tissue.
@@ -126,8 +267,8 @@ def _find_tissue(wsi: WSIData, key: str) -> None:
     lazyslide = _lazyslide()
     level_mpp = np.asarray(wsi.properties.level_downsample) * _mpp(wsi)
     level = int(np.argmin(np.abs(np.log(level_mpp / _TISSUE_MPP))))
-    otsu = {"method": "otsu", "to_hsv": True, "filter_artifacts": False, "threshold": None}
-    lazyslide.pp.find_tissues(wsi, level=level, key_added=key, **otsu)
+    otsu = {"level": level, "method": "otsu", "to_hsv": True, "filter_artifacts": False, "threshold": None}
+    lazyslide.pp.find_tissues(wsi, key_added=key, **(otsu | dict(options or {})))
     if key not in wsi.shapes or not len(wsi.shapes[key]):
         raise SlideMismatchError(
             f"no tissue was found on {slide_facts(wsi).get('slide')}; check that it is an H&E slide with glass around "
@@ -148,12 +289,28 @@ def _lay(wsi: WSIData, step_um: float, tissues: str, tiles: str) -> Grid:
         raise SlideMismatchError(
             f"no tile of {step_um:g} µm lies on the tissue of {slide_facts(wsi).get('slide')}; give a smaller step"
         )
-    # LazySlide keeps corners; centres are used everywhere else.
-    bounds = table.geometry.bounds.to_numpy()
-    xy = (bounds[:, :2] + bounds[:, 2:]) / 2
-    order = np.lexsort((xy[:, 0], xy[:, 1]))
-    ids = (table["tissue_id"].to_numpy(np.int64), table["tile_id"].to_numpy(np.int64))
-    return Grid(xy[order], *(column[order] for column in ids))
+    grid = read_grid(wsi, tiles)
+    order = np.lexsort((grid.xy[:, 0], grid.xy[:, 1]))
+    return Grid(grid.xy[order], grid.tissue_id[order], grid.tile_id[order])
+
+
+def annotate_tiles(table: AnnData, tile_key: str) -> AnnData:
+    """Say in a table, in place, which tiles its rows are, the way SpatialData reads it.
+
+    Parameters
+    ----------
+    table
+        ``obs["tile_id"]`` holds rows of ``shapes[tile_key]``.
+    tile_key
+        Name of the tiles.
+
+    Returns
+    -------
+    The table, with ``obs["library_id"]`` and ``uns["spatialdata_attrs"]``.
+    """
+    table.obs[_REGION_KEY] = pd.Categorical([tile_key] * table.n_obs)
+    table.uns["spatialdata_attrs"] = {"region": tile_key, "region_key": _REGION_KEY, "instance_key": "tile_id"}
+    return table
 
 
 def _mpp(wsi: WSIData) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Embedder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
+from histoflow.pp.tiles import TILES, tile_um
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -60,40 +62,49 @@ def embedder(
 
 def embed(
     target: AnnData | Sequence[AnnData] | WSIData,
-    encoder: str = "scatter",
+    model: str = "scatter",
     *,
-    step_um: float = _TILE_UM,
+    tile_key: str = TILES,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
+    num_workers: int = 1,
     device: str = "cpu",
 ) -> Any:
-    """Embed a section, every section of a cohort, or the tissue of an opened slide.
+    """Embed a section, every section of a cohort, or the tiles of an opened slide.
 
     Parameters
     ----------
     target
-        Sections get float32 ``obsm[encoder]``, (n_spots, n_features), in place; a slide gets
-        ``tables["<encoder>_tiles"]``.
-    encoder
+        Sections get float32 ``obsm[model]``, (n_spots, n_features), in place; a slide gets
+        ``tables["{model}_{tile_key}"]``.
+    model
         Name of the encoder.
-    step_um
-        Distance in µm of the tiles on a slide.
-    cache_dir, batch_size, device
-        As in `embedder`.
+    tile_key
+        Tiles of a slide, from `tile`: their size is the smaller field of view. Laid at 112 µm if there are none.
+    cache_dir, batch_size, num_workers, device
+        As in `pp.Embedder`; 0 workers are one.
 
     Returns
     -------
     `target`.
     """
-    make = embedder(encoder, cache_dir=cache_dir, batch_size=batch_size, device=device)
+    make = embedder(model, cache_dir=cache_dir, batch_size=batch_size, device=device)
+    make = replace(make, num_workers=max(1, num_workers))
     if isinstance(target, AnnData):
         make.section(target, io.open_section_slide(target, cache_dir=cache_dir))
     elif isinstance(target, Sequence):
         for section in target:
             make.section(section, io.open_section_slide(section, cache_dir=cache_dir))
+    elif tile_key in target.shapes:
+        sized_for(make, tile_um(target, tile_key)).laid_tiles(target, tile_key)
     else:
-        make.tiles(target, step_um)
+        make.tiles(target, _TILE_UM)
     return target
+
+
+def sized_for(make: Embedder, patch_um: float) -> Embedder:
+    """The same embedder with other fields of view: as wide as a tile of `patch_um`, and twice as wide."""
+    return replace(make, recipe=replace(make.recipe, patch_um=(patch_um, 2 * patch_um)))
 
 
 def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
@@ -153,7 +164,21 @@ def fit(
 
 
 def predict_section(model: models.Estimator, section: AnnData, *, n_samples: int = 16) -> AnnData:
-    """Predict at the spots of a section, from its slide; its counts are not read."""
+    """Predict at the spots of a section, from its slide.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator.
+    section
+        Its slide is opened and its spots are embedded, in place, as the training sections were; counts are not read.
+    n_samples
+        As in `Estimator.predict`.
+
+    Returns
+    -------
+    As `Estimator.predict`.
+    """
     if model.encoder:
         make = embedder(model.encoder, made=model.embedding_)
         make.section(section, io.open_section_slide(section))
@@ -162,6 +187,15 @@ def predict_section(model: models.Estimator, section: AnnData, *, n_samples: int
 
 def predict_slide(model: models.Estimator, wsi: WSIData, *, n_samples: int = 16) -> AnnData:
     """Predict on a grid over the tissue of a slide without counts, at the spot distance of the training sections.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator that looks at images.
+    wsi
+        A slide from `open_wsi`.
+    n_samples
+        As in `Estimator.predict`.
 
     Returns
     -------

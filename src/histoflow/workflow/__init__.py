@@ -1,0 +1,36 @@
+"""The verbs that people know, from paths to results. Thin: the work is below."""
+
+from histoflow.workflow.cohorts import (
+    demo,
+    draw_evaluation,
+    embed,
+    embed_for,
+    embedder,
+    evaluate,
+    fit,
+    predict_section,
+    predict_slide,
+    slide_thumbnail,
+    write_h5ad,
+)
+from histoflow.workflow.slides import Pairs, match, predict_expression, read_visium_with_image, spot_features, tile
+
+__all__ = [
+    "Pairs",
+    "demo",
+    "draw_evaluation",
+    "embed",
+    "embed_for",
+    "embedder",
+    "evaluate",
+    "fit",
+    "match",
+    "predict_expression",
+    "predict_section",
+    "predict_slide",
+    "read_visium_with_image",
+    "slide_thumbnail",
+    "spot_features",
+    "tile",
+    "write_h5ad",
+]
