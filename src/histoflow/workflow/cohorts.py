@@ -254,7 +254,21 @@ def evaluate(
 
 
 def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
-    """Draw the figures of an evaluation into ``figures/``: models, genes, and maps of every held-out section."""
+    """Draw the figures of an evaluation: models, genes, and maps of every held-out section.
+
+    Parameters
+    ----------
+    table
+        From `bench.run`.
+    out
+        The folder that it wrote to; figures go to ``figures/`` in it.
+    sections
+        The sections of that run.
+
+    Returns
+    -------
+    The files.
+    """
     scores = bench.summary(table)
     of_r = scores[scores["metric"] == "pearson"]
     label = "; ".join(dict.fromkeys(table["shares"]))
