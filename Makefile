@@ -20,7 +20,7 @@ demo: $(VENV)/.stamp-slides
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-dev
+install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check src tests benchmarks

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests import torchvision_stub  # noqa: F401  what it repairs is repaired by importing it
 
 torch.set_num_threads(1)  # two workers share two cores; small operations spin otherwise
 

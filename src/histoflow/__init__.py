@@ -7,54 +7,96 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from histoflow import bench, datasets, models, pl
-    from histoflow.io import Cohort, open_wsi, read_cohort, read_st, read_visium, section_from_anndata
-    from histoflow.pp import Panel, choose_panel
-    from histoflow.workflow import embed, evaluate, fit
+    from histoflow import bench, datasets, models, pl, stats
+    from histoflow.datasets import download_breast, load_breast
+    from histoflow.io import (
+        Cohort,
+        from_spatialdata,
+        open_wsi,
+        read_cohort,
+        read_features,
+        read_st,
+        read_visium,
+        read_visium_hd,
+        rename_genes,
+        section_from_anndata,
+        to_geojson,
+        to_spatialdata,
+    )
+    from histoflow.pp import Panel, add_context, choose_panel
+    from histoflow.workflow import (
+        embed,
+        evaluate,
+        fit,
+        match,
+        predict_expression,
+        read_visium_with_image,
+        spot_features,
+        tile,
+    )
 
 __version__ = _version("histoflow")
 
-_MODULES = ("bench", "datasets", "models", "pl")
+_MODULES = ("bench", "datasets", "models", "pl", "stats")
 _NAMES = {
     "Cohort": "io",
     "Panel": "pp",
+    "add_context": "pp",
     "choose_panel": "pp",
+    "download_breast": "datasets",
     "embed": "workflow",
     "evaluate": "workflow",
     "fit": "workflow",
+    "from_spatialdata": "io",
+    "load_breast": "datasets",
     "match": "workflow",
     "open_wsi": "io",
     "predict_expression": "workflow",
     "read_cohort": "io",
+    "read_features": "io",
     "read_st": "io",
     "read_visium": "io",
+    "read_visium_hd": "io",
     "read_visium_with_image": "workflow",
+    "rename_genes": "io",
     "section_from_anndata": "io",
     "spot_features": "workflow",
     "tile": "workflow",
+    "to_geojson": "io",
+    "to_spatialdata": "io",
 }
 
 __all__ = [
     "Cohort",
     "Panel",
+    "add_context",
     "bench",
     "choose_panel",
     "datasets",
+    "download_breast",
     "embed",
     "evaluate",
     "fit",
+    "from_spatialdata",
+    "load_breast",
     "match",
     "models",
     "open_wsi",
     "pl",
     "predict_expression",
     "read_cohort",
+    "read_features",
     "read_st",
     "read_visium",
+    "read_visium_hd",
     "read_visium_with_image",
+    "rename_genes",
     "section_from_anndata",
     "spot_features",
+    "stats",
     "tile",
+    "to_geojson",
+    "to_spatialdata",
 ]
 
 

@@ -22,7 +22,7 @@ HistoflowError
 HistoflowWarning            (UserWarning)
 ├── ScaleWarning            a scale is usable but doubtful: anisotropic, up-sampled, taken from the hires image
 ├── DroppedSpotsWarning     spots were left out: no counts, no position, outside the image
-├── GeneNamesWarning        gene names of a count matrix were repeated and had to be made unique
+├── GeneNamesWarning        gene names were repeated, have no other name, or are lacking and taken for zero
 └── TrainingWarning         a fit used fewer data, or a cruder inner fold, than is advisable
 """
 
@@ -116,7 +116,7 @@ class DroppedSpotsWarning(HistoflowWarning):
 
 
 class GeneNamesWarning(HistoflowWarning):
-    """Gene names of a count matrix were repeated and had to be made unique."""
+    """Gene names were repeated, have no name of the kind asked for, or are lacking and taken for zero."""
 
 
 class TrainingWarning(HistoflowWarning):

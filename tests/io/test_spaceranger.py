@@ -92,7 +92,7 @@ def test_a_frame_without_a_slide_makes_no_sense(make_outs):
 def test_visium_hd_is_recognised(make_outs):
     outs = make_outs()
     (outs.folder / "spatial" / "scalefactors_json.json").write_text('{"bin_size_um": 8}')
-    with pytest.raises(ReadError, match="is Visium HD output, which this version does not read"):
+    with pytest.raises(ReadError, match=r"is Visium HD output, .* to hf\.read_visium_hd"):
         read_visium(outs.folder, slide=outs.slide)
 
 

@@ -214,11 +214,108 @@ def test_several_libraries_need_a_name(adata):
     assert section.uns["histoflow"]["dropped"]["not_selected"] == 0
 
 
+@pytest.fixture
+def two_libraries(adata):
+    """Two sections put together as scanpy does: shared barcodes, facts of the first, the second in twice the pixels."""
+    second = adata.copy()
+    second.obsm["spatial"] = second.obsm["spatial"] * 2
+    image = Image.open(adata.uns["spatial"]["L1"]["metadata"]["source_image_path"])
+    other = image.filename.replace("S1.png", "S2.png")
+    image.resize((1600, 1440)).save(other)
+    record = second.uns["spatial"].pop("L1")
+    record["scalefactors"] = {"tissue_hires_scalef": 0.25, "tissue_lowres_scalef": 0.075}
+    record["metadata"] = {"source_image_path": other}
+    second.uns["spatial"]["L2"] = record
+    first = adata[:50].copy()
+    first.uns["histoflow"] = {"section": "first", "patient": "P1", "slide": image.filename, "slide_size_px": [800, 720]}
+    merged = anndata.concat([first, second], label="library_id", keys=["L1", "L2"], uns_merge="first")
+    merged.var = adata.var
+    assert set(merged.uns["spatial"]) == {"L1", "L2"}
+    return merged
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+@pytest.mark.parametrize("column", ["library_id", "region", "sample"])
+def test_a_library_gets_its_own_spots_slide_and_factors(two_libraries, adata, column):
+    two_libraries.obs = two_libraries.obs.rename(columns={"library_id": column})
+    if column == "region":
+        two_libraries.obs["sample"] = two_libraries.obs[column]  # two columns fit, one is named
+        two_libraries.uns["spatialdata_attrs"] = {"region_key": "region"}
+    section = section_from_anndata(two_libraries, library_id="L2")
+    known = section.uns["histoflow"]
+    assert section.obs_names.tolist() == adata.obs_names.tolist()
+    np.testing.assert_array_equal(section.X.toarray(), adata.X.toarray())
+    np.testing.assert_allclose(section.obsm["spatial"], adata.obsm["spatial"] * 2)
+    assert (known["section"], known["slide_size_px"]) == ("L2", [1600, 1440])
+    assert known["slide"].endswith("S2.png")
+    assert known["mpp_x"] == pytest.approx(2)
+    assert "patient" not in known
+    section = section_from_anndata(two_libraries, library_id="L1")
+    assert (section.n_obs, section.uns["histoflow"]["mpp_x"]) == (50, pytest.approx(4))
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_the_factors_of_the_library_place_a_reduced_slide(two_libraries, adata, tmp_path):
+    Image.open(two_libraries.uns["spatial"]["L1"]["metadata"]["source_image_path"]).resize((400, 360)).save(
+        tmp_path / "hires.png"
+    )
+    section = section_from_anndata(
+        two_libraries, library_id="L2", slide=tmp_path / "hires.png", spots_frame="hires", section="X"
+    )
+    np.testing.assert_allclose(section.obsm["spatial"], adata.obsm["spatial"] / 2)
+    assert section.uns["histoflow"]["mpp_x"] == pytest.approx(8)
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_spots_of_no_known_library_are_named(two_libraries):
+    names = {"L1": "one", "L2": "two"}
+    two_libraries.obs["library_id"] = two_libraries.obs["library_id"].astype(str).map(names)
+    text = r"""no spot is of library 'L1'; obs\["library_id"\] holds 'one', 'two': give the spots of one section"""
+    with pytest.raises(OptionError, match=text):
+        section_from_anndata(two_libraries, library_id="L1")
+
+
+@pytest.mark.filterwarnings("ignore:Observation names are not unique")
+def test_of_two_columns_that_could_tell_the_libraries_none_is_guessed(two_libraries):
+    two_libraries.obs = two_libraries.obs.rename(columns={"library_id": "batch"})
+    two_libraries.obs["sample"] = two_libraries.obs["batch"].to_numpy()[::-1]
+    with pytest.raises(
+        OptionError, match=r'several libraries and no obs\["library_id"\] tells them apart; write there'
+    ):
+        section_from_anndata(two_libraries, library_id="L1")
+
+
+def test_one_library_of_an_anndata_with_spots_of_others_gets_its_own(adata):
+    adata.obs["library_id"] = np.where(np.arange(adata.n_obs) < 40, "gone", "L1")
+    assert section_from_anndata(adata).n_obs == adata.n_obs - 40
+    adata.obs["library_id"] = "tiles"
+    assert section_from_anndata(adata).n_obs == adata.n_obs
+
+
+def test_an_anndata_without_x_names_the_layers(adata):
+    adata.layers["counts"] = adata.X.copy()
+    adata.X = None
+    with pytest.raises(
+        CountsError, match=r'section L1 holds no raw counts: it has no X; counts are in layers\["counts"\]'
+    ):
+        section_from_anndata(adata)
+    del adata.layers["counts"]
+    with pytest.raises(CountsError, match="it has no X; give the raw counts as X"):
+        section_from_anndata(adata)
+
+
 def test_layers_with_counts_are_named_when_x_holds_none(adata):
     adata.layers["raw_counts"] = adata.X.copy()
     adata.raw = adata.copy()
     adata.X = np.log1p(adata.X.toarray())
     with pytest.raises(CountsError, match=r'section L1 .* counts are in layers\["raw_counts"\], raw\.X: make them X'):
+        section_from_anndata(adata)
+
+
+def test_x_and_layers_without_counts_ask_for_them(adata):
+    adata.layers["scaled"] = adata.X.toarray() - 0.5
+    adata.X = adata.X.toarray() * -1.0
+    with pytest.raises(CountsError, match=r"values are negative, first in gene G0; give the raw counts$"):
         section_from_anndata(adata)
 
 

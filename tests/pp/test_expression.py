@@ -10,13 +10,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.sparse import csr_matrix
 
-from histoflow._errors import MissingDependencyError, MissingSlotError, OptionError, PanelMismatchError
+from histoflow._errors import (
+    GeneNamesWarning,
+    MissingDependencyError,
+    MissingSlotError,
+    OptionError,
+    PanelMismatchError,
+)
 from histoflow.pp.expression import (
     Panel,
     check_normalize,
     choose_panel,
     keep_spots,
     library_size,
+    missing_genes,
     panel_counts,
     panel_log1p,
     to_log1p,
@@ -294,3 +301,49 @@ def test_genes_that_were_not_measured_are_not_zero():
     panel = Panel(("G01", *(f"new{i}" for i in range(7))))
     with pytest.raises(PanelMismatchError, match=r"section S2 lacks 7 of the panel's 8 genes \(new0, .*, new4 …\)"):
         panel_log1p(TWO[1], panel, "library")
+
+
+# Genes that a table lacks
+
+
+def test_a_trimmed_gene_is_zero_where_that_is_stated_and_told():
+    panel = Panel(("new1", "G03", "new2", "G00"))
+    with pytest.warns(
+        GeneNamesWarning, match=r"section S1 lacks 2 of the panel's 4 genes \(new1, new2\); they are taken"
+    ):
+        counts = panel_counts(TWO[0], panel, missing="zero")
+    expected = TWO[0].X.toarray()[:, [3, 3, 0, 0]] * [0, 1, 0, 1]
+    np.testing.assert_array_equal(counts, expected)
+    assert counts.dtype == np.float64
+    assert missing_genes(TWO[0], panel) == ["new1", "new2"]
+
+
+@pytest.mark.parametrize("normalize", ["library", "none"])
+def test_zero_leaves_the_other_genes_and_their_library_size_as_they_were(normalize):
+    with pytest.warns(GeneNamesWarning, match="lacks 1"):
+        measured = panel_log1p(TWO[0], Panel(("G03", "new", "G00")), normalize, missing="zero")
+    np.testing.assert_array_equal(measured[:, [0, 2]], panel_log1p(TWO[0], Panel(("G03", "G00")), normalize))
+    assert (measured[:, 1] == 0).all()
+    assert measured.dtype == np.float32
+
+
+def test_a_complete_table_says_nothing_and_is_the_same_either_way():
+    panel = Panel(("G03", "G00"))
+    np.testing.assert_array_equal(panel_counts(TWO[0], panel, missing="zero"), panel_counts(TWO[0], panel))
+    assert missing_genes(TWO[0], panel) == []
+
+
+def test_an_error_offers_zero_and_zero_needs_one_gene_that_was_measured():
+    with pytest.raises(PanelMismatchError, match="or state missing='zero' if the tables are of one chemistry"):
+        panel_counts(TWO[0], Panel(("G00", "new")))
+    with pytest.raises(PanelMismatchError, match=r"lacks 2 of the panel's 2 genes .* check how the genes are named"):
+        panel_counts(TWO[0], Panel(("new1", "new2")), missing="zero")
+    with pytest.raises(OptionError, match="missing='drop' is not offered; choose from error, zero"):
+        panel_log1p(TWO[0], Panel(("G00",)), "none", missing="drop")
+
+
+def test_a_panel_is_chosen_from_genes_that_every_table_holds():
+    trimmed = TWO[1][:, TWO[1].var_names[3:]].copy()
+    assert set(choose_panel([TWO[0], trimmed], 9).genes) <= set(trimmed.var_names)
+    with pytest.raises(PanelMismatchError, match="only 9 are measured in all 2 sections"):
+        choose_panel([TWO[0], trimmed], 10)

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 _MANIFEST, _STAMP = "cohort.csv", "toy.json"
 _GENES, _LATENTS = "truth/genes.csv", "truth/latents.npz"
+_NOT_TOY = {"catalogue.py", "remote.py"}
 _ABOUT = "Synthetic H&E sections and counts, made by histoflow.datasets.write_toy. Not tissue of anybody."
 
 
@@ -217,7 +218,8 @@ def toy_truth(folder: str | Path) -> ToyTruth:
 
 def _recipe() -> str:
     """Hash of the code that makes the cohort: other code, other data."""
-    return value_hash({path.name: file_hash(path) for path in Path(__file__).parent.glob("*.py")})
+    files = [path for path in Path(__file__).parent.glob("*.py") if path.name not in _NOT_TOY]
+    return value_hash({path.name: file_hash(path) for path in files})
 
 
 def _in_cache(seed: int) -> Path:

@@ -1,23 +1,38 @@
 """Paths become objects here: slides with a known scale, sections, cohorts."""
 
 from histoflow.io.arrays import check_counts
+from histoflow.io.features import read_features
+from histoflow.io.genes import check_species, rename_genes, species_of
+from histoflow.io.geojson import to_geojson
 from histoflow.io.images import slide_id
 from histoflow.io.manifest import Cohort, Row, read_cohort
+from histoflow.io.polygons import read_polygons
 from histoflow.io.scale import Scale
 from histoflow.io.slides import open_section_slide, open_wsi
 from histoflow.io.spaceranger import read_visium
+from histoflow.io.spatialdata import from_spatialdata, to_spatialdata
 from histoflow.io.spots import read_st, section_from_anndata
+from histoflow.io.visium_hd import read_visium_hd
 
 __all__ = [
     "Cohort",
     "Row",
     "Scale",
     "check_counts",
+    "check_species",
+    "from_spatialdata",
     "open_section_slide",
     "open_wsi",
     "read_cohort",
+    "read_features",
+    "read_polygons",
     "read_st",
     "read_visium",
+    "read_visium_hd",
+    "rename_genes",
     "section_from_anndata",
     "slide_id",
+    "species_of",
+    "to_geojson",
+    "to_spatialdata",
 ]

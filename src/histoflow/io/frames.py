@@ -85,8 +85,12 @@ class Frames:
             )
         return np.full(2, known[spots_frame]), spots_frame
 
+    def is_fullres(self, size: Size) -> bool:
+        """Whether an image of this size may be the full-resolution image, whose size need not be known."""
+        return self.fullres_size is None or _same(self.fullres_size, size)
+
     def _frame_of(self, size: Size, slide: str) -> str:
-        if self.fullres_size is None or _same(self.fullres_size, size):
+        if self.is_fullres(size):
             return FULLRES
         sizes = {name: self._size(factor) for name, factor in self.factors.items()}
         for name, expected in sizes.items():

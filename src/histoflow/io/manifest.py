@@ -16,15 +16,24 @@ from anndata import AnnData
 
 from histoflow._errors import ManifestError, MissingSlotError, OptionError, ReadError
 from histoflow._keys import UNS, facts
+from histoflow.io.features import features_section
 from histoflow.io.images import existing_file
 from histoflow.io.section import Given
 from histoflow.io.spaceranger import visium_section
 from histoflow.io.spots import anndata_section, st_section
+from histoflow.io.visium_hd import visium_hd_section
 
 REFERENCE, HELD_OUT, QUERY = "reference", "held_out", "query"
 ROLES = (REFERENCE, HELD_OUT, QUERY)
-SLIDE_KIND = "slide"
-_NEEDED = {"visium": ("counts",), "st": ("counts", "spots", "slide"), "h5ad": ("counts",), SLIDE_KIND: ("slide",)}
+SLIDE_KIND, FEATURES_KIND = "slide", "features"
+_NEEDED = {
+    "visium": ("counts",),
+    "visium_hd": ("counts",),
+    "st": ("counts", "spots", "slide"),
+    "h5ad": ("counts",),
+    SLIDE_KIND: ("slide",),
+    FEATURES_KIND: ("slide",),
+}
 _PATHS = ("counts", "spots", "slide")
 
 
@@ -37,7 +46,9 @@ class Row:
     section
         Id, unique in the cohort.
     kind
-        ``"visium"``, ``"st"``, ``"h5ad"``, or ``"slide"`` for a slide without counts.
+        ``"visium"``, ``"visium_hd"`` (counts is the folder of one bin size), ``"st"``, ``"h5ad"``,
+        ``"features"`` (slide is a file of patch features; a row without counts is a query), or ``"slide"`` for a slide
+        without counts.
     slide, counts, spots
         Absolute paths; None where not given.
     patient, block, study
@@ -50,6 +61,8 @@ class Row:
         µm per level-0 pixel, one number or (x, y); written ``0.5`` or ``4.62x4.16``.
     pitch_um
         Distance of neighbouring spots in µm.
+    encoder, patch_um
+        Of a file of patch features, as in `read_features`; None where the file tells them.
     role
         ``"reference"``, ``"held_out"`` or ``"query"``.
     """
@@ -66,6 +79,8 @@ class Row:
     spots_frame: str | None = None
     mpp: float | tuple[float, float] | None = None
     pitch_um: float | None = None
+    encoder: str | None = None
+    patch_um: float | None = None
     role: str = REFERENCE
 
     def given(self, cache_dir: str | Path | None) -> Given:
@@ -198,6 +213,10 @@ def _visium(row: Row, given: Given) -> AnnData:
     return visium_section(_path(row, "counts"), given)
 
 
+def _visium_hd(row: Row, given: Given) -> AnnData:
+    return visium_hd_section(_path(row, "counts"), given)
+
+
 def _st(row: Row, given: Given) -> AnnData:
     return st_section(_path(row, "counts"), _path(row, "spots"), given)
 
@@ -211,6 +230,11 @@ def _h5ad(row: Row, given: Given) -> AnnData:
     return anndata_section(adata, given)
 
 
+def _features(row: Row, given: Given) -> AnnData:
+    path = _path(row, "slide")
+    return features_section(path, given, encoder=row.encoder, counts=row.counts, patch_um=row.patch_um)
+
+
 def _path(row: Row, column: str) -> Path:
     path: Path | None = getattr(row, column)
     if path is None:
@@ -218,7 +242,13 @@ def _path(row: Row, column: str) -> Path:
     return path
 
 
-_READERS: dict[str, Callable[[Row, Given], AnnData]] = {"visium": _visium, "st": _st, "h5ad": _h5ad}
+_READERS: dict[str, Callable[[Row, Given], AnnData]] = {
+    "visium": _visium,
+    "visium_hd": _visium_hd,
+    FEATURES_KIND: _features,
+    "st": _st,
+    "h5ad": _h5ad,
+}
 
 
 def read_cohort(path: str | Path, *, cache_dir: str | Path | None = None) -> Cohort:
@@ -285,9 +315,10 @@ def _row(line: dict[str, str], path: Path, number: int) -> Row:
     if kind not in _NEEDED:
         raise ManifestError(f"{where}, column kind: got {kind!r}; this version reads {', '.join(_NEEDED)}")
     _require(cells, _NEEDED[kind], f"{where} ({cells['section']}, {kind})")
-    role = cells.setdefault("role", QUERY if kind == SLIDE_KIND else REFERENCE)
-    if role not in ROLES or (kind == SLIDE_KIND and role != QUERY):
-        offered = QUERY if kind == SLIDE_KIND else ", ".join(ROLES)
+    uncounted = kind == SLIDE_KIND or (kind == FEATURES_KIND and "counts" not in cells)
+    role = cells.setdefault("role", QUERY if uncounted else REFERENCE)
+    if role not in ROLES or (uncounted and role != QUERY):
+        offered = f"{QUERY}, as it has no counts" if uncounted else ", ".join(ROLES)
         raise ManifestError(f"{where}, column role: got {role!r}; a row of kind {kind} may be {offered}")
     if kind == SLIDE_KIND and "counts" in cells:
         raise ManifestError(f"{where}, column counts: a row of kind slide has none; leave it empty or name its kind")
@@ -327,6 +358,7 @@ def _mpp(cell: str) -> float | tuple[float, float]:
 _NUMBERS: dict[str, tuple[Callable[[str], Any], str]] = {
     "order": (int, "a whole number"),
     "pitch_um": (_positive, "µm as a positive number"),
+    "patch_um": (_positive, "µm as a positive number"),
     "mpp": (_mpp, "µm per pixel, such as 0.5 or 4.62x4.16"),
 }
 

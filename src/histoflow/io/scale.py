@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +27,11 @@ _RESIDUAL = 0.2
 # The smallest printed layout, ST 1k: 33 columns and 35 rows.
 _ST_1K = 35
 _PARITY_EVIDENCE = 9
+_CLAIMS = {
+    "metadata": "its metadata say",
+    "scalefactors": "its scale factors say",
+    "pitch": "the pitch of its spot array says",
+}
 
 
 @dataclass(frozen=True)
@@ -36,7 +43,7 @@ class Scale:
     mpp_x, mpp_y
         µm per pixel along image x (to the right) and y (down).
     source
-        ``"given"``, ``"metadata"`` or ``"pitch"``.
+        ``"given"``, ``"metadata"`` (of the slide), ``"scalefactors"`` (of the reads' pipeline) or ``"pitch"``.
     """
 
     mpp_x: float
@@ -102,40 +109,41 @@ def choose_scale(
     *,
     given: Scale | None = None,
     metadata: Scale | None = None,
+    stated: Scale | None = None,
     pitch: Scale | None = None,
 ) -> Scale:
-    """Choose among the sources of a slide's scale: given, then the file's metadata, then the array pitch.
+    """Choose among the sources of a slide's scale: given, the file's metadata, the pipeline's figure, the array pitch.
 
     Parameters
     ----------
     slide
         Name of the slide, for texts.
-    given, metadata, pitch
-        The scale by source; None where it is not known.
+    given, metadata, stated, pitch
+        The scale by source, `stated` by the pipeline that wrote the spots; None where it is not known.
 
     Raises
     ------
     ResolutionError
-        If no source knows the scale, or metadata and pitch are more than 5 % apart and none was given.
+        If no source knows the scale, or two are more than 5 % apart and none was given.
 
     Warns
     -----
     ScaleWarning
         If the given scale is more than 5 % from another source, or x and y are more than 3 % apart.
     """
-    chosen = given or metadata or pitch
+    chosen = given or metadata or stated or pitch
     if chosen is None:
         raise ResolutionError(
             f"the scale of {slide} is unknown: neither its metadata nor a spot array tell it; "
             "give µm per pixel with mpp= (--mpp, or the manifest's column mpp)"
         )
-    for other in (metadata, pitch):
+    for other in (metadata, stated, pitch):
         if other is None or not chosen.differs(other):
             continue
         if given is None:
             raise ResolutionError(
-                f"the scale of {slide} is contradictory: its metadata say {metadata}, the pitch of its spot array "
-                f"says {pitch}; give the right one with mpp= (--mpp, or the manifest's column mpp)"
+                f"the scale of {slide} is contradictory: {_CLAIMS[chosen.source]} {chosen}, "
+                f"{_CLAIMS[other.source]} {other}; give the right one with mpp= (--mpp, or the manifest's column mpp)"
             )
         _warn(f"{slide}: the given {given} is used, although its {other.source} says {other}")
     if chosen.anisotropic:
@@ -145,6 +153,34 @@ def choose_scale(
 
 def _warn(text: str) -> None:
     warnings.warn(text, ScaleWarning, stacklevel=3)
+
+
+def stated_scale(scalefactors: Mapping[str, Any], source: str) -> Scale | None:
+    """The scale of the full-resolution image as Space Ranger's scale factors state it, for Visium HD only.
+
+    Parameters
+    ----------
+    scalefactors
+        By name; ``microns_per_pixel`` is looked at.
+    source
+        Where they come from, for texts.
+
+    Raises
+    ------
+    ResolutionError
+        If the figure is no plausible scale.
+    """
+    stated = scalefactors.get("microns_per_pixel")
+    if stated is None:
+        return None
+    scale = Scale(float(stated), float(stated), "scalefactors")
+    if not is_plausible(scale):
+        low, high = _PLAUSIBLE_UM
+        raise ResolutionError(
+            f"{source}: microns_per_pixel is {stated}, which is no scale of a slide (wanted {low} to {high:g}); "
+            "correct the scale factors"
+        )
+    return scale
 
 
 def fit_pitch(array_xy: ArrayLike, pixel_xy: ArrayLike, um_per_index: ArrayLike) -> Scale | None:

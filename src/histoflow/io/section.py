@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from histoflow._errors import DroppedSpotsWarning, ReadError, SlideMismatchError
 from histoflow._keys import PATIENT, SPATIAL, SPATIAL_UM, UNS
 from histoflow.io.arrays import check_counts
+from histoflow.io.cytassist import check_slide_name
 from histoflow.io.frames import Frames
 from histoflow.io.scale import Scale, choose_scale, given_scale, nearest_distance
 from histoflow.io.slides import open_unscaled, read_scale, set_scale
@@ -79,11 +80,13 @@ class Source:
     counts
         X counts (n_spots, n_genes); ``obsm["spatial"]`` (n_spots, 2), x, y of the centres in the spots' own frame.
     kind
-        ``"visium"``, ``"st"`` or ``"h5ad"``.
+        ``"visium"``, ``"visium_hd"``, ``"st"`` or ``"h5ad"``.
     name
         Id of the section where none is given.
     pitch
         Scale of the spots' own frame as the array implies it.
+    stated
+        The same as the files beside the spots state it.
     pitch_um
         Distance of neighbouring spots in µm; None to measure it.
     frames
@@ -96,6 +99,7 @@ class Source:
     kind: str
     name: str
     pitch: Scale | None = None
+    stated: Scale | None = None
     pitch_um: float | None = None
     frames: Frames = field(default_factory=Frames)
     dropped: dict[str, int] = field(default_factory=dict)
@@ -185,7 +189,8 @@ def make_section(source: Source, given: Given) -> AnnData:
     ResolutionError
         If no source tells the scale, or metadata and pitch contradict.
     SlideMismatchError
-        If the slide has the wrong size, no spot lies in it, or the spots do not lie on its tissue.
+        If the slide is one of Space Ranger's own pictures, has the wrong size, no spot lies in it, or the spots do not
+        lie on its tissue.
     ReadError
         If no spot is left, or the slide cannot be read.
 
@@ -198,6 +203,7 @@ def make_section(source: Source, given: Given) -> AnnData:
     if not counts.n_obs or not counts.n_vars:
         raise ReadError(f"section {name} has {counts.n_obs} spots and {counts.n_vars} genes; there is nothing to read")
     check_counts(counts.X, name, genes=counts.var_names)
+    check_slide_name(str(given.slide))
     wsi = open_unscaled(str(given.slide), cache_dir=given.cache_dir)
     try:
         frame = _place(wsi, source, given)
@@ -231,8 +237,9 @@ def _place(wsi: WSIData, source: Source, given: Given) -> str:
     slide = str(given.slide)
     factor, frame = source.frames.place(given.spots_frame, wsi.attrs[UNS]["slide_size_px"], slide)
     source.counts.obsm[SPATIAL] = source.counts.obsm[SPATIAL] * factor
-    pitch = source.pitch.resized(factor) if source.pitch else None
-    set_scale(wsi, choose_scale(slide, given=given_scale(given.mpp), metadata=read_scale(wsi), pitch=pitch))
+    stated, pitch = (scale.resized(factor) if scale else None for scale in (source.stated, source.pitch))
+    given_mpp = given_scale(given.mpp)
+    set_scale(wsi, choose_scale(slide, given=given_mpp, metadata=read_scale(wsi), stated=stated, pitch=pitch))
     return frame
 
 

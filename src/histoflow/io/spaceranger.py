@@ -1,4 +1,4 @@
-"""Space Ranger's output folder, versions 1 to 4, as a section."""
+"""Space Ranger's output folder, versions 1 to 4, as a section; Visium HD is in `visium_hd`."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from anndata import AnnData
 from histoflow._errors import OptionError, ReadError, ScaleWarning
 from histoflow._files import read_json
 from histoflow.io.arrays import read_10x_h5, read_10x_mtx
+from histoflow.io.cytassist import check_not_cytassist
 from histoflow.io.frames import FULLRES, Frames, Size
 from histoflow.io.images import image_size
 from histoflow.io.scale import VISIUM_PITCH_UM, fit_pitch, visium_step
@@ -23,6 +24,10 @@ _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positi
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _HIRES = "hires"
 _REDUCED = (_HIRES, "lowres")
+BINNED = "binned_outputs"
+"""Folder of Visium HD output that holds a folder per bin size."""
+BIN_SIZE = "bin_size_um"
+"""Scale factor that only Visium HD has: the side of a bin, which is also the distance of neighbours."""
 
 
 def read_visium(
@@ -41,9 +46,10 @@ def read_visium(
     ----------
     outs
         The ``outs`` folder, or the folder that holds it: ``spatial/`` with positions (headerless csv of version 1, csv
-        with a header, or parquet), and the filtered counts as h5 or as a folder of mtx.
+        with a header, or parquet), and the filtered counts as h5 or as a folder of mtx. Arrays of 6.5 and 11 mm.
     slide
-        The full-resolution image that Space Ranger aligned; None for the hires image, which is said in a warning.
+        The full-resolution H&E image that Space Ranger aligned; None for the hires image, which is said in a warning.
+        The image of the CytAssist instrument shows no H&E and is refused.
     mpp
         µm per level-0 pixel of `slide`, one number or (x, y). None: its metadata, else the 100 µm spot distance.
     section, patient
@@ -86,11 +92,16 @@ def read_visium(
 def visium_section(outs: Path, given: Given) -> AnnData:
     """As `read_visium`, with everything that is given in one object."""
     outs = _outs_folder(outs)
-    frames = _read_frames(outs / "spatial")
-    name = given.section or (outs.parent.name if outs.name == "outs" else outs.name)
     spatial = outs / "spatial"
-    spots = _read_positions(spatial)
-    counts, dropped = join_spots(_read_matrix(outs), spots, name)
+    scalefactors = read_scalefactors(spatial)
+    if BIN_SIZE in scalefactors:
+        raise _visium_hd(outs)
+    frames = frames_of(spatial, scalefactors)
+    name = given.section or (outs.parent.name if outs.name == "outs" else outs.name)
+    given = given if given.slide else on_hires(given, spatial)
+    check_not_cytassist(str(given.slide), spatial, frames)
+    spots = read_positions(spatial)
+    counts, dropped = join_spots(read_matrix(outs), spots, name)
     source = Source(
         counts=counts,
         kind="visium",
@@ -100,17 +111,35 @@ def visium_section(outs: Path, given: Given) -> AnnData:
         frames=frames,
         dropped=dropped,
     )
-    return make_section(source, given if given.slide else _on_hires(given, spatial))
+    return make_section(source, given)
 
 
 def _outs_folder(folder: Path) -> Path:
     for outs in (folder, folder / "outs"):
+        if (outs / BINNED).is_dir():
+            raise _visium_hd(outs)
         if (outs / "spatial").is_dir():
             return outs.absolute()
     raise ReadError(f"{folder} is no Space Ranger output: it has no folder spatial/; give the folder outs")
 
 
-def _on_hires(given: Given, spatial: Path) -> Given:
+def _visium_hd(folder: Path) -> ReadError:
+    return ReadError(
+        f"{folder} is Visium HD output, which read_visium does not read; give one of its folders "
+        f"{BINNED}/square_* to hf.read_visium_hd (in a manifest: kind visium_hd)"
+    )
+
+
+def on_hires(given: Given, spatial: Path) -> Given:
+    """What is given, with the hires image for the slide that is not; a warning says so.
+
+    Raises
+    ------
+    ReadError
+        If there is no hires image.
+    OptionError
+        If the frame of a slide was given.
+    """
     slide = spatial / "tissue_hires_image.png"
     if not slide.is_file():
         raise ReadError(f"no slide was given and {slide} does not exist; give the aligned image with slide=")
@@ -124,7 +153,14 @@ def _on_hires(given: Given, spatial: Path) -> Given:
     return replace(given, slide=slide, spots_frame=_HIRES)
 
 
-def _read_matrix(outs: Path) -> AnnData:
+def read_matrix(outs: Path) -> AnnData:
+    """Filtered counts (n_spots, n_genes) of a folder, from h5 or else from mtx.
+
+    Raises
+    ------
+    ReadError
+        If there is none, there are several, or it is damaged.
+    """
     files = sorted(outs.glob(f"*{_MATRIX}.h5"))
     if len(files) > 1:
         raise ReadError(f"{outs} has several count matrices ({', '.join(f.name for f in files)}); keep one")
@@ -135,8 +171,14 @@ def _read_matrix(outs: Path) -> AnnData:
     raise ReadError(f"{outs} has neither {_MATRIX}.h5 nor a folder {_MATRIX}; give a whole Space Ranger output")
 
 
-def _read_positions(spatial: Path) -> pd.DataFrame:
-    """Every spot of the array by barcode: array position, full-resolution pixels, and whether under tissue."""
+def read_positions(spatial: Path) -> pd.DataFrame:
+    """Every spot of the array by barcode: array position, full-resolution pixels, and whether under tissue.
+
+    Raises
+    ------
+    ReadError
+        If there is no table of positions, or it is damaged.
+    """
     path = next((spatial / name for name in _POSITIONS if (spatial / name).is_file()), None)
     if path is None:
         raise ReadError(f"{spatial} has none of {', '.join(_POSITIONS)}; give a whole Space Ranger output")
@@ -168,14 +210,25 @@ def _positions_table(path: Path) -> pd.DataFrame:
     return table.set_index("barcode")
 
 
-def _read_frames(spatial: Path) -> Frames:
-    """Factors of the reduced images, and the full size that the first one there implies."""
+def read_scalefactors(spatial: Path) -> dict[str, Any]:
+    """What ``scalefactors_json.json`` says, nothing where it is not there.
+
+    Raises
+    ------
+    ReadError
+        If it is no JSON object.
+    """
     path = spatial / "scalefactors_json.json"
-    known: dict[str, Any] = read_json(path) if path.is_file() else {}
-    if "bin_size_um" in known:
-        raise ReadError(f"{spatial.parent} is Visium HD output, which this version does not read; give Visium output")
+    known = read_json(path) if path.is_file() else {}
+    if not isinstance(known, dict):
+        raise ReadError(f"{path} holds no scale factors by name; fetch it again")
+    return known
+
+
+def frames_of(spatial: Path, scalefactors: dict[str, Any]) -> Frames:
+    """Factors of the reduced images, and the full size that the first one there implies."""
     keys = {name: f"tissue_{name}_scalef" for name in _REDUCED}
-    factors = {name: float(known[key]) for name, key in keys.items() if known.get(key)}
+    factors = {name: float(scalefactors[key]) for name, key in keys.items() if scalefactors.get(key)}
     return Frames(factors, _fullres_size(spatial, factors))
 
 

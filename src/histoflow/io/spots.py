@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 from anndata import AnnData
+from numpy.typing import NDArray
 
-from histoflow._errors import MissingSlotError, OptionError, ReadError
+from histoflow._errors import CountsError, MissingSlotError, OptionError, ReadError
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, UNS, facts
 from histoflow.io.arrays import check_counts, is_counts, read_counts_table, table_separator, unique_names
 from histoflow.io.frames import FULLRES, Frames
@@ -23,9 +24,13 @@ from histoflow.io.scale import (
     fit_pitch,
     nearest_pitch,
     st_step,
+    stated_scale,
     visium_step,
 )
 from histoflow.io.section import PIXEL_X, PIXEL_Y, SELECTED, Given, Source, check_spot_table, join_spots, make_section
+from histoflow.io.spaceranger import BIN_SIZE
+
+_LIBRARY = "library_id"
 
 
 def read_st(
@@ -137,7 +142,7 @@ def section_from_anndata(
     spots_frame: str | None = None,
     cache_dir: str | Path | None = None,
 ) -> AnnData:
-    """Make a section of a Visium AnnData as scanpy, squidpy or histoflow itself hold it.
+    """Make a section of a Visium or Visium HD AnnData as scanpy, squidpy or histoflow itself hold it.
 
     Parameters
     ----------
@@ -148,10 +153,12 @@ def section_from_anndata(
         Slide file; None for the one recorded in ``uns["histoflow"]``, ``uns["histo"]`` or the metadata of
         ``uns["spatial"]``.
     library_id
-        Which entry of ``uns["spatial"]`` to read; needed where there are several.
+        Which entry of ``uns["spatial"]`` to read; needed where there are several. Its spots are told by
+        ``obs["library_id"]``, else by the column that ``uns["spatialdata_attrs"]["region_key"]`` names, else by the
+        one column of ``obs`` that holds nothing but names of libraries.
     mpp
         µm per level-0 pixel of `slide`, one number or (x, y). None: what an earlier section recorded, else the slide's
-        metadata, else the spot distance of 100 µm.
+        metadata, else ``microns_per_pixel`` (Visium HD), else the spot distance of 100 µm (Visium HD: of a bin).
     section, patient
         Ids. The section is named after its library, else its slide, if not given; the patient is never filled in.
     spots_frame
@@ -168,9 +175,9 @@ def section_from_anndata(
     MissingSlotError
         If ``obsm["spatial"]`` or the slide is missing.
     OptionError
-        If there are several libraries and none is named.
+        If there are several libraries and none is named, or nothing tells whose a spot is.
     CountsError
-        If X is not raw counts; names the layers that are.
+        If X is not raw counts; names the layers that are, and ``raw.X``.
     SlideMismatchError
         If spots and slide do not belong together.
     ResolutionError
@@ -186,21 +193,28 @@ def section_from_anndata(
 
 def anndata_section(adata: AnnData, given: Given, *, library_id: str | None = None) -> AnnData:
     """As `section_from_anndata`, with everything that is given in one object."""
-    known = facts(adata)
     library, record = _library(adata, library_id)
-    slide = existing_file(given.slide or _recorded_slide(adata, record), "slide")
+    alone = len(adata.uns.get(SPATIAL, {})) < 2
+    # Of several sections put together, what is recorded of one may be another's.
+    known, histo = (facts(adata), adata.uns.get("histo", {})) if alone else ({}, {})
+    slide = existing_file(given.slide or _recorded_slide(known, histo, record), "slide")
     same_slide = known.get("slide_id") == slide_id(slide)
     recorded = {key: known.get(key) for key in ("section", "patient", "block", "study", "order")}
     if same_slide and "mpp_x" in known:
         recorded["mpp"] = (float(known["mpp_x"]), float(known["mpp_y"]))
     given = replace(given, slide=slide, **{k: v for k, v in recorded.items() if getattr(given, k) is None})
     counts, n_unselected = _own_spots(adata, library, name=given.section or library or slide.stem)
+    scalefactors = record.get("scalefactors", {})
+    is_hd = known.get("kind") == "visium_hd"
+    bin_um = scalefactors.get(BIN_SIZE, known.get("pitch_um") if is_hd else None)
+    bin_um = None if bin_um is None else float(bin_um)
     source = Source(
         counts=counts,
-        kind="h5ad",
+        kind="visium_hd" if is_hd else "h5ad",
         name=library or slide.stem,
-        pitch=_pitch_of(counts, given.pitch_um, is_visium=bool(record)),
-        pitch_um=given.pitch_um or known.get("pitch_um") or (VISIUM_PITCH_UM if record else None),
+        pitch=_pitch_of(counts, given.pitch_um, bin_um=bin_um, is_visium=bool(record)),
+        stated=None if BIN_SIZE not in scalefactors else stated_scale(scalefactors, f"library {library}"),
+        pitch_um=given.pitch_um or known.get("pitch_um") or bin_um or (VISIUM_PITCH_UM if record else None),
         frames=_frames_of(record, known),
         dropped={"not_selected": n_unselected},
     )
@@ -223,10 +237,10 @@ def _library(adata: AnnData, library_id: str | None) -> tuple[str | None, dict[s
     )
 
 
-def _recorded_slide(adata: AnnData, record: dict[str, Any]) -> str:
+def _recorded_slide(known: dict[str, Any], histo: dict[str, Any], record: dict[str, Any]) -> str:
     places = {
-        f'uns["{UNS}"]["slide"]': facts(adata).get("slide"),
-        'uns["histo"]["wsi_path"]': adata.uns.get("histo", {}).get("wsi_path"),
+        f'uns["{UNS}"]["slide"]': known.get("slide"),
+        'uns["histo"]["wsi_path"]': histo.get("wsi_path"),
         "the library's metadata": record.get("metadata", {}).get("source_image_path"),
     }
     for place, path in places.items():
@@ -241,16 +255,11 @@ def _own_spots(adata: AnnData, library: str | None, *, name: str) -> tuple[AnnDa
     """Counts of the library's spots under tissue, as a new AnnData, and the number of spots not under tissue."""
     if SPATIAL not in adata.obsm:
         raise MissingSlotError(f'section {name} has no obsm["{SPATIAL}"]; give x, y of the spots in pixels there')
-    if not adata.obs_names.is_unique:
+    own = _of_library(adata, library, name)
+    if not adata.obs_names[own].is_unique:
         raise OptionError(f"section {name} has repeated obs_names; make them unique with adata.obs_names_make_unique()")
-    own = np.ones(adata.n_obs, dtype=bool)
-    if len(adata.uns.get(SPATIAL, {})) > 1:
-        if "library_id" not in adata.obs:
-            raise OptionError(f'section {name}: there are several libraries and no obs["library_id"] tells them apart')
-        own = (adata.obs["library_id"] == library).to_numpy()
     selected = own & (adata.obs["in_tissue"] == 1).to_numpy() if "in_tissue" in adata.obs else own
-    if adata.X is None or not is_counts(adata.X):
-        check_counts(np.nan if adata.X is None else adata.X, name, _layers_with_counts(adata), genes=adata.var_names)
+    _check_own_counts(adata, name)
     counts = AnnData(
         X=sp.csr_matrix(adata.X, dtype=np.float32)[selected],
         obs=adata.obs[selected].copy(),
@@ -261,18 +270,64 @@ def _own_spots(adata: AnnData, library: str | None, *, name: str) -> tuple[AnnDa
     return counts, int(own.sum() - selected.sum())
 
 
+def _of_library(adata: AnnData, library: str | None, name: str) -> NDArray[np.bool_]:
+    """Which spots are the library's: (n_spots,); all of them where there is one library only."""
+    libraries = {str(key) for key in adata.uns.get(SPATIAL, {})}
+    column = _library_column(adata, libraries)
+    if column is None:
+        if len(libraries) > 1:
+            raise OptionError(
+                f'section {name}: there are several libraries and no obs["{_LIBRARY}"] tells them apart; '
+                "write there which library each spot is of"
+            )
+        return np.ones(adata.n_obs, dtype=bool)
+    owner = adata.obs[column].astype(str)
+    own: NDArray[np.bool_] = (owner == str(library)).to_numpy()
+    if len(libraries) < 2 and owner.nunique() < 2:
+        return np.ones(adata.n_obs, dtype=bool)
+    if not own.any():
+        raise OptionError(
+            f'section {name}: no spot is of library {library!r}; obs["{column}"] holds '
+            f"{', '.join(map(repr, owner.unique()[:5]))}: give the spots of one section, or name the libraries there "
+            f'as in uns["{SPATIAL}"]'
+        )
+    return own
+
+
+def _library_column(adata: AnnData, libraries: set[str]) -> str | None:
+    named = (_LIBRARY, adata.uns.get("spatialdata_attrs", {}).get("region_key"))
+    for column in named:
+        if column in adata.obs:
+            return str(column)
+    if len(libraries) < 2:
+        return None
+    fitting = [column for column in adata.obs if set(adata.obs[column].astype(str)) <= libraries]
+    return str(fitting[0]) if len(fitting) == 1 else None
+
+
+def _check_own_counts(adata: AnnData, name: str) -> None:
+    if adata.X is not None and is_counts(adata.X):
+        return
+    held = _layers_with_counts(adata)
+    if adata.X is None:
+        advice = f"counts are in {', '.join(held)}: make them X" if held else "give the raw counts as X"
+        raise CountsError(f"section {name} holds no raw counts: it has no X; {advice}")
+    check_counts(adata.X, name, held, genes=adata.var_names)
+
+
 def _layers_with_counts(adata: AnnData) -> list[str]:
     held = [f'layers["{key}"]' for key, layer in adata.layers.items() if is_counts(layer)]
     return held + (["raw.X"] if adata.raw is not None and is_counts(adata.raw.X) else [])
 
 
-def _pitch_of(counts: AnnData, pitch_um: float | None, *, is_visium: bool) -> Scale | None:
+def _pitch_of(counts: AnnData, pitch_um: float | None, *, bin_um: float | None, is_visium: bool) -> Scale | None:
     xy = counts.obsm[SPATIAL]
     if {"array_row", "array_col"} <= set(counts.obs):
-        return fit_pitch(counts.obs[["array_col", "array_row"]], xy, visium_step(pitch_um))
+        step = visium_step(pitch_um) if bin_um is None else pitch_um or bin_um
+        return fit_pitch(counts.obs[["array_col", "array_row"]], xy, step)
     if pitch_um is None and not is_visium:
         return None
-    return nearest_pitch(xy, pitch_um or VISIUM_PITCH_UM)
+    return nearest_pitch(xy, pitch_um or bin_um or VISIUM_PITCH_UM)
 
 
 def _frames_of(record: dict[str, Any], known: dict[str, Any]) -> Frames:

@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
 from histoflow._files import atomic_path, read_json, write_json
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts
+from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
-from histoflow.pp.expression import Panel, check_normalize, keep_spots
+from histoflow.pp.expression import Missing, Panel, check_normalize, keep_spots, missing_genes
 
 Arrays = dict[str, NDArray[Any]]
 
@@ -59,7 +59,14 @@ class Estimator(ABC):
         self.training_: dict[str, Any] = {}
 
     @final
-    def fit(self, sections: Sequence[AnnData], *, panel: Panel | Sequence[str], min_counts: int = 0) -> Self:
+    def fit(
+        self,
+        sections: Sequence[AnnData],
+        *,
+        panel: Panel | Sequence[str],
+        min_counts: int = 0,
+        missing: Missing = "error",
+    ) -> Self:
         """Learn from sections that have both images and counts.
 
         Parameters
@@ -70,6 +77,9 @@ class Estimator(ABC):
             Genes to predict, from `choose_panel` or as a list of names.
         min_counts
             Spots with fewer counts in all are left out, and counted in `training_`.
+        missing
+            A panel gene that a section's table lacks: ``"error"``, or ``"zero"`` for tables of one chemistry that were
+            trimmed of genes without counts; `training_` says which genes of which sections.
 
         Returns
         -------
@@ -90,7 +100,11 @@ class Estimator(ABC):
             )
         genes = panel if isinstance(panel, Panel) else Panel(tuple(panel))
         embedding = embedding_of(kept, self.encoder) if self.encoder else None
-        measured = [measured_of(section, self.encoder, genes, self.normalize) for section in kept if section.n_obs]
+        measured = [
+            measured_of(section, self.encoder, genes, self.normalize, missing=missing)
+            for section in kept
+            if section.n_obs
+        ]
         self.panel_, self.embedding_ = genes, embedding
         self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured]))
         self.training_ = {
@@ -98,6 +112,8 @@ class Estimator(ABC):
             "n_spots": [len(part.spots) for part in measured],
             "min_counts": int(min_counts),
             "n_spots_left_out": int(sum(a.n_obs - b.n_obs for a, b in zip(everything, kept, strict=True))),
+            "missing": missing,
+            "taken_for_zero": {section_name(s): lacking for s in kept if (lacking := missing_genes(s, genes))},
         }
         self.training_ |= self._fit(measured)
         return self

@@ -13,13 +13,12 @@ from numpy.typing import NDArray
 
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFiniteError
 from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
-from histoflow.pp.expression import Normalize, Panel, library_size, panel_log1p
+from histoflow.pp.expression import Missing, Normalize, Panel, library_size, panel_log1p
 
 Floats = NDArray[np.float32]
 
 _DESCRIBED = (
-    "name", "version", "n_features", "patch_px", "licence", "weights_hash", "patch_um", "context_um", "grid_um", "id",
-)  # fmt: skip
+    "name", "version", "n_features", "patch_px", "licence", "weights_hash", "patch_um", "context_um", "grid_um", "id", "mean", "std", "amp")  # fmt: skip
 """What of an embedding's facts belongs to the way it is made, rather than to one slide."""
 
 
@@ -115,8 +114,19 @@ def spots_of(section: AnnData, encoder: str | None, wanted: dict[str, Any] | Non
     )
 
 
-def measured_of(section: AnnData, encoder: str | None, panel: Panel, normalize: Normalize) -> Measured:
+def measured_of(
+    section: AnnData, encoder: str | None, panel: Panel, normalize: Normalize, *, missing: Missing = "error"
+) -> Measured:
     """Take places, embeddings and measured expression of a training section.
+
+    Parameters
+    ----------
+    section
+        One section, X raw counts, embedded by `encoder`.
+    encoder
+        ``obsm`` slot of the embeddings; None for an estimator that looks at no image.
+    panel, normalize, missing
+        As in `panel_log1p`.
 
     Raises
     ------
@@ -125,7 +135,8 @@ def measured_of(section: AnnData, encoder: str | None, panel: Panel, normalize: 
     PanelMismatchError
         If the section lacks a gene of the panel.
     """
-    return Measured(spots_of(section, encoder), panel_log1p(section, panel, normalize), library_size(section))
+    log1p = panel_log1p(section, panel, normalize, missing=missing)
+    return Measured(spots_of(section, encoder), log1p, library_size(section))
 
 
 def embedding_of(sections: Sequence[AnnData], encoder: str) -> dict[str, Any]:

@@ -1,20 +1,26 @@
 """From an opened slide to embeddings, and from counts to the expression that a model predicts."""
 
+from histoflow.pp.context import add_context
 from histoflow.pp.embed import Embedder, Recipe, embedding_facts
-from histoflow.pp.encoders import Encoder, available_encoders, get_encoder
+from histoflow.pp.encoders import Card, Encoder, EncoderInfo, available_encoders, get_encoder, load_weights, unavailable
 from histoflow.pp.expression import Panel, choose_panel, panel_log1p
 from histoflow.pp.graph import Neighbors, neighbors
 
 __all__ = [
+    "Card",
     "Embedder",
     "Encoder",
+    "EncoderInfo",
     "Neighbors",
     "Panel",
     "Recipe",
+    "add_context",
     "available_encoders",
     "choose_panel",
     "embedding_facts",
     "get_encoder",
+    "load_weights",
     "neighbors",
     "panel_log1p",
+    "unavailable",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -12,7 +13,7 @@ import pandas as pd
 from anndata import AnnData
 from scipy import sparse
 
-from histoflow._errors import MissingDependencyError, OptionError, PanelMismatchError
+from histoflow._errors import GeneNamesWarning, MissingDependencyError, OptionError, PanelMismatchError
 from histoflow._files import value_hash
 from histoflow._keys import SPATIAL_UM, check_section, section_name
 from histoflow.pp.graph import neighbors
@@ -20,6 +21,8 @@ from histoflow.stats.metrics import moran
 
 Normalize = Literal["library", "none"]
 """``library``: counts per 10,000, then log1p. ``none``: log1p of the raw counts."""
+Missing = Literal["error", "zero"]
+"""A panel gene that a section's table lacks. ``error``: it was not measured. ``zero``: it was, and no spot had it."""
 PanelRule = Literal["variance", "hvg", "spatial"]
 
 TARGET_SUM = 10_000.0
@@ -81,25 +84,70 @@ def check_normalize(normalize: str) -> Normalize:
     return cast(Normalize, normalize)
 
 
-def panel_counts(section: AnnData, panel: Panel) -> np.ndarray:
-    """Raw counts of the panel's genes, float64, shape (n_spots, n_genes).
+def check_missing(missing: str) -> Missing:
+    """Return `missing` if it is offered, else raise OptionError."""
+    if missing not in get_args(Missing):
+        raise OptionError(f"missing={missing!r} is not offered; choose from {', '.join(get_args(Missing))}")
+    return cast(Missing, missing)
+
+
+def missing_genes(section: AnnData, panel: Panel) -> list[str]:
+    """Genes of the panel that the section's table lacks, in the order of the panel."""
+    return [gene for gene in panel.genes if gene not in section.var_names]
+
+
+def panel_counts(section: AnnData, panel: Panel, *, missing: Missing = "error") -> np.ndarray:
+    """Raw counts of the panel's genes.
+
+    Parameters
+    ----------
+    section
+        X raw counts.
+    panel
+        Genes, in the order of the result.
+    missing
+        What a gene is that the section's table lacks: ``"error"``, for it was not measured, which is not zero; or
+        ``"zero"``, for tables of one chemistry that were trimmed of genes without counts.
+
+    Returns
+    -------
+    Counts, float64, shape (n_spots, n_genes).
 
     Raises
     ------
     PanelMismatchError
-        If the section's table lacks a gene of the panel: a gene that is absent was not measured, which is not zero.
+        If the section's table lacks a gene of the panel, or for ``"zero"`` all of them.
+    OptionError
+        If `missing` is not offered.
+
+    Warns
+    -----
+    GeneNamesWarning
+        If genes were taken for zero: how many, and which.
     """
-    missing = [g for g in panel.genes if g not in section.var_names]
-    if missing:
-        named = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
+    check_missing(missing)
+    if lacking := missing_genes(section, panel):
+        _tell_missing(section_name(section), lacking, panel, missing)
+    place = section.var_names.get_indexer(pd.Index(panel.genes))
+    counts = np.zeros((section.n_obs, len(panel)))
+    counts[:, place >= 0] = _dense(section.X[:, place[place >= 0]])
+    return counts
+
+
+def _tell_missing(name: str, lacking: list[str], panel: Panel, missing: Missing) -> None:
+    named = ", ".join(lacking[:5]) + (" …" if len(lacking) > 5 else "")
+    text = f"section {name} lacks {len(lacking)} of the panel's {len(panel)} genes ({named})"
+    if missing == "error":
         raise PanelMismatchError(
-            f"section {section_name(section)} lacks {len(missing)} of the panel's {len(panel)} genes ({named}); "
-            "choose the panel from genes measured in every section"
+            f"{text}; choose the panel from genes measured in every section, or state missing='zero' if the tables "
+            "are of one chemistry and were trimmed of genes without counts"
         )
-    return _dense(section.X[:, section.var_names.get_indexer(pd.Index(panel.genes))])
+    if len(lacking) == len(panel):
+        raise PanelMismatchError(f"{text}: none is left to take for measured; check how the genes are named")
+    warnings.warn(f"{text}; they are taken for zero", GeneNamesWarning, stacklevel=3)
 
 
-def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize) -> np.ndarray:
+def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize, *, missing: Missing = "error") -> np.ndarray:
     """Measured expression on the model's scale.
 
     Parameters
@@ -110,6 +158,8 @@ def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize) -> np.ndar
         Genes, in the order of the result.
     normalize
         ``"library"`` or ``"none"``.
+    missing
+        A gene that the section's table lacks, as in `panel_counts`.
 
     Returns
     -------
@@ -119,9 +169,16 @@ def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize) -> np.ndar
     Raises
     ------
     PanelMismatchError
-        If the section's table lacks a gene of the panel.
+        If the section's table lacks a gene of the panel, or for ``missing="zero"`` all of them.
+    OptionError
+        If `missing` is not offered.
+
+    Warns
+    -----
+    GeneNamesWarning
+        If genes were taken for zero: how many, and which.
     """
-    return to_log1p(panel_counts(section, panel), library_size(section), normalize)
+    return to_log1p(panel_counts(section, panel, missing=missing), library_size(section), normalize)
 
 
 def to_log1p(counts: np.ndarray, totals: np.ndarray, normalize: Normalize) -> np.ndarray:

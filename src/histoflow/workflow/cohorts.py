@@ -12,11 +12,11 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow import bench, datasets, io, models, pl
-from histoflow._errors import OptionError
+from histoflow._errors import OptionError, WeightsError
 from histoflow._files import atomic_path
-from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
-from histoflow.pp import Embedder, Panel, Recipe, choose_panel, get_encoder
+from histoflow.pp import Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
 from histoflow.pp.tiles import TILES, tile_um
 
@@ -30,9 +30,10 @@ _DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches"
 
 
 def embedder(
-    encoder: str = "scatter",
+    encoder: str | Encoder = "scatter",
     *,
     made: Mapping[str, Any] | None = None,
+    weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     device: str = "cpu",
@@ -42,29 +43,56 @@ def embedder(
     Parameters
     ----------
     encoder
-        Name of the encoder.
+        An encoder, or the name of one, as `pp.get_encoder` takes it.
     made
         How: the ``embedding_`` of a fitted model; None for the encoder's default recipe.
+    weights
+        Its weights as a local file; None for where it finds them itself.
     cache_dir
         Cache folder; None for the default.
     batch_size
         Patches encoded at once; it never changes a number.
     device
         Where the encoder runs.
+
+    Raises
+    ------
+    OptionError
+        If there is no such encoder.
+    WeightsError
+        If its weights cannot be had.
     """
+    ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if made is not None:
         sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
         recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
     else:
-        recipe = Recipe(context_um=()) if encoder == "color" else Recipe()
-    return Embedder(get_encoder(encoder), recipe, cache_dir, batch_size, device)
+        recipe = Recipe(context_um=()) if ready.name == "color" else Recipe()
+    return Embedder(ready, recipe, cache_dir, batch_size, device)
+
+
+def _encoder(
+    encoder: str | Encoder, weights: str | Path | None, cache_dir: str | Path | None = None, *, of_model: bool = False
+) -> Encoder:
+    if isinstance(encoder, Encoder):
+        return encoder
+    try:
+        return get_encoder(encoder, weights=weights, cache_dir=cache_dir)
+    except OptionError as err:
+        if not of_model or weights is not None:
+            raise
+        raise WeightsError(
+            f"the model looks through encoder {encoder}, which is in no registry here; give its file with weights=, "
+            "or --weights on the command line"
+        ) from err
 
 
 def embed(
     target: AnnData | Sequence[AnnData] | WSIData,
-    model: str = "scatter",
+    model: str | Encoder = "scatter",
     *,
     tile_key: str = TILES,
+    weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     num_workers: int = 1,
@@ -78,9 +106,11 @@ def embed(
         Sections get float32 ``obsm[model]``, (n_spots, n_features), in place; a slide gets
         ``tables["{model}_{tile_key}"]``.
     model
-        Name of the encoder.
+        An encoder, or the name of one, as `pp.get_encoder` takes it.
     tile_key
         Tiles of a slide, from `tile`: their size is the smaller field of view. Laid at 112 µm if there are none.
+    weights
+        Weights of the encoder as a local file; None for where it finds them itself.
     cache_dir, batch_size, num_workers, device
         As in `pp.Embedder`; 0 workers are one.
 
@@ -88,7 +118,7 @@ def embed(
     -------
     `target`.
     """
-    make = embedder(model, cache_dir=cache_dir, batch_size=batch_size, device=device)
+    make = embedder(model, weights=weights, cache_dir=cache_dir, batch_size=batch_size, device=device)
     make = replace(make, num_workers=max(1, num_workers))
     if isinstance(target, AnnData):
         make.section(target, io.open_section_slide(target, cache_dir=cache_dir))
@@ -108,22 +138,24 @@ def sized_for(make: Embedder, patch_um: float) -> Embedder:
 
 
 def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
-    """Embed sections by every encoder that these estimators look through."""
+    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is."""
     encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
     for section in sections:
         for encoder in encoders:
-            embed(section, encoder)
+            if encoder not in section.obsm or encoder not in facts(section).get(EMBEDDINGS, {}):
+                embed(section, encoder)
 
 
 def fit(
     cohort: io.Cohort,
     *,
     model: str = "stflow",
-    encoder: str = "scatter",
+    encoder: str | Encoder = "scatter",
     panel: int | Panel = 50,
     normalize: str = "library",
     min_counts: int = 0,
     seed: int = 0,
+    weights: str | Path | None = None,
 ) -> models.Estimator:
     """Embed the references of a cohort, choose the panel from them, and fit.
 
@@ -134,7 +166,7 @@ def fit(
     model
         Name of the estimator.
     encoder
-        What it looks through.
+        What it looks through: an encoder, or the name of one, as `pp.get_encoder` takes it.
     panel
         Number of genes, chosen by variance; or a fixed panel.
     normalize
@@ -143,6 +175,8 @@ def fit(
         Spots with fewer counts in all are left out.
     seed
         Of the estimator.
+    weights
+        Weights of the encoder as a local file; None for where it finds them itself.
 
     Returns
     -------
@@ -156,14 +190,20 @@ def fit(
     references = list(cohort.select(role="reference"))
     if not references:
         raise OptionError(f"cohort {cohort.name} has no reference section with counts; give one the role reference")
-    estimator = models.from_name(model, encoder=encoder, normalize=normalize, seed=seed)
+    io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
+    ready = _encoder(encoder, weights)
+    estimator = models.from_name(model, encoder=ready.name, normalize=normalize, seed=seed)
+    if estimator.encoder == ready.name:
+        embed([s for s in references if facts(s).get("kind") != "features"], ready)
     embed_for(references, [estimator])
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     return estimator.fit(references, panel=genes, min_counts=min_counts)
 
 
-def predict_section(model: models.Estimator, section: AnnData, *, n_samples: int = 16) -> AnnData:
+def predict_section(
+    model: models.Estimator, section: AnnData, *, n_samples: int = 16, weights: str | Path | None = None
+) -> AnnData:
     """Predict at the spots of a section, from its slide.
 
     Parameters
@@ -174,18 +214,23 @@ def predict_section(model: models.Estimator, section: AnnData, *, n_samples: int
         Its slide is opened and its spots are embedded, in place, as the training sections were; counts are not read.
     n_samples
         As in `Estimator.predict`.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
 
     Returns
     -------
     As `Estimator.predict`.
     """
-    if model.encoder:
-        make = embedder(model.encoder, made=model.embedding_)
+    io.check_species([section], model.panel_.genes if model.panel_ else ())
+    if model.encoder and facts(section).get("kind") != "features":
+        make = embedder(model.encoder, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
     return model.predict(section, n_samples=n_samples)
 
 
-def predict_slide(model: models.Estimator, wsi: WSIData, *, n_samples: int = 16) -> AnnData:
+def predict_slide(
+    model: models.Estimator, wsi: WSIData, *, n_samples: int = 16, weights: str | Path | None = None
+) -> AnnData:
     """Predict on a grid over the tissue of a slide without counts, at the spot distance of the training sections.
 
     Parameters
@@ -196,6 +241,8 @@ def predict_slide(model: models.Estimator, wsi: WSIData, *, n_samples: int = 16)
         A slide from `open_wsi`.
     n_samples
         As in `Estimator.predict`.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
 
     Returns
     -------
@@ -209,7 +256,7 @@ def predict_slide(model: models.Estimator, wsi: WSIData, *, n_samples: int = 16)
     if model.encoder is None:
         raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    tiles = embedder(model.encoder, made=model.embedding_).tiles(wsi, step_um)
+    tiles = embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
     predicted = model.predict(tiles, n_samples=n_samples)
     wsi.tables[f"{model.name}_tiles"] = predicted
     return predicted
@@ -324,30 +371,49 @@ def slide_thumbnail(wsi: WSIData) -> pl.Thumbnail:
     return pl.Thumbnail(thumbnail(wsi), (0.0, width * known["mpp_x"], 0.0, height * known["mpp_y"]))
 
 
-def demo(out: str | Path, *, seed: int = 0) -> dict[str, Any]:
-    """Tell the whole story on the toy cohort: fit, score on a held-out section, load, predict a slide without counts.
+def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, Any]:
+    """Tell the whole story: fit, score on a held-out section, load, predict a slide without counts if there is one.
 
     Parameters
     ----------
     out
         Folder of models, predictions, table and figures.
+    dataset
+        ``"toy"``, built in; ``"her2st"`` or ``"breast"``, public sections fetched on request, the last one held out.
     seed
         Of the toy cohort and of the estimators.
 
     Returns
     -------
     Where everything is, and the mean r of every model on the held-out section.
+
+    Raises
+    ------
+    OptionError
+        If the data set is not offered.
+    ReadError
+        If it cannot be fetched.
     """
     folder = Path(out)
-    cohort = datasets.toy(seed=seed)
+    cohort = _demo_cohort(dataset, seed)
     estimators = dict(bench.default_models())
     estimators["stflow"] = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
     table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
     saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
-    figure = _draw_query(models.load(saved), cohort.queries[0], folder)
+    for query in cohort.queries:
+        _draw_query(models.load(saved), query, folder)
     scores = bench.summary(table)
     of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
-    return {"out": str(folder), "model": str(saved), "figures": str(figure.parent), "mean_r": of_r.to_dict()}
+    return {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
+
+
+def _demo_cohort(dataset: str, seed: int) -> io.Cohort:
+    if dataset == "toy":
+        return datasets.toy(seed=seed)
+    if dataset not in ("her2st", "breast"):
+        raise OptionError(f"dataset must be toy, her2st or breast, got {dataset!r}")
+    rows = (datasets.her2st() if dataset == "her2st" else datasets.breast()).rows
+    return io.Cohort([*rows[:-1], replace(rows[-1], role="held_out")], name=dataset)
 
 
 def _draw_query(model: models.Estimator, query: io.Row, folder: Path) -> Path:

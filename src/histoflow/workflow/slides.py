@@ -20,7 +20,7 @@ from histoflow._errors import MissingSlotError, OptionError, SlideMismatchError
 from histoflow._files import read_json
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, check_section, facts, section_name
 from histoflow.io.polygons import read_polygons
-from histoflow.pp import Embedder, Panel, choose_panel
+from histoflow.pp import Embedder, Encoder, Panel, choose_panel
 from histoflow.pp.tiles import TILES, TISSUES, annotate_tiles, cut_tiles, restrict_tissue, slide_facts, tile_um
 from histoflow.workflow.cohorts import embedder, sized_for
 
@@ -137,7 +137,7 @@ def spot_features(
     reference: AnnData,
     wsi: WSIData | None = None,
     *,
-    fm_backbone: str = "scatter",
+    fm_backbone: str | Encoder = "scatter",
     fm_weight_path: str | Path | None = None,
     patch_um: float = 112.0,
     cache_dir: str | Path | None = None,
@@ -152,7 +152,7 @@ def spot_features(
     wsi
         Its slide; None for the one it records.
     fm_backbone
-        Name of the encoder.
+        An encoder, or the name of one, as `pp.get_encoder` takes it.
     fm_weight_path
         Its weights as a local file; None for where it finds them itself.
     patch_um
@@ -189,7 +189,7 @@ def predict_expression(
     model: models.Estimator | None = None,
     genes: Sequence[str] | None = None,
     n_top_genes: int = 50,
-    fm_backbone: str = "ctranspath",
+    fm_backbone: str | Encoder = "ctranspath",
     tile_key: str = TILES,
     key_added: str | None = None,
     n_epochs: int = 80,
@@ -223,7 +223,7 @@ def predict_expression(
     n_top_genes
         Size of a chosen panel.
     fm_backbone
-        Encoder of the patches.
+        Encoder of the patches, or the name of one, as `pp.get_encoder` takes it.
     tile_key, key_added
         Names of the tiles, and of the result: ``tables["{key_added or method}_{tile_key}"]``.
     n_epochs
@@ -274,7 +274,8 @@ def predict_expression(
     elif reference is not None or model.encoder is None:
         raise OptionError("model= takes no reference beside it, and must look at the image: hest_fm or stflow")
     else:
-        make = embedder(model.encoder, made=model.embedding_, cache_dir=cache_dir, device=runs_on)
+        made = model.embedding_
+        make = embedder(model.encoder, made=made, weights=fm_weight_path, cache_dir=cache_dir, device=runs_on)
     predicted = model.predict(make.laid_tiles(wsi, tile_key), n_samples=n_samples)
     result = _as_printed(predicted, model, columns, tile_key)
     wsi.tables[f"{key_added or model.name}_{tile_key}"] = result
@@ -289,12 +290,10 @@ def _estimator(method: str, encoder: str, seed: int, options: dict[str, Any]) ->
 
 
 def _embedder(
-    encoder: str, patch_um: float, *, weights: str | Path | None, cache_dir: str | Path | None, device: str
+    encoder: str | Encoder, patch_um: float, *, weights: str | Path | None, cache_dir: str | Path | None, device: str
 ) -> Embedder:
     """Fields of view of one and two tiles, and the usual context."""
-    if weights is not None:
-        raise OptionError(f"fm_weight_path is not taken by encoder {encoder}; leave it out")
-    return sized_for(embedder(encoder, cache_dir=cache_dir, device=device), patch_um)
+    return sized_for(embedder(encoder, weights=weights, cache_dir=cache_dir, device=device), patch_um)
 
 
 def _references(
