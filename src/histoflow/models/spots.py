@@ -18,7 +18,9 @@ from histoflow.pp.expression import Missing, Normalize, Panel, library_size, pan
 Floats = NDArray[np.float32]
 
 _DESCRIBED = (
-    "name", "version", "n_features", "patch_px", "licence", "weights_hash", "patch_um", "context_um", "grid_um", "id", "mean", "std", "amp")  # fmt: skip
+    *("id", "name", "version", "n_features", "patch_px", "licence", "weights_hash", "mean", "std", "amp"),
+    *("patch_um", "context_um", "grid_um"),
+)
 """What of an embedding's facts belongs to the way it is made, rather than to one slide."""
 
 
