@@ -80,7 +80,7 @@ def test_a_model_fitted_here_predicts_the_same_in_a_new_process(manifest, panel_
 
 
 def test_the_same_evaluation_again_computes_nothing(manifest, panel_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
     out = tmp_path / "out"
     arguments = ["evaluate", manifest, "--out", out, "--panel", panel_file, "--models", "mean,color", "--json"]
     first = histoflow(*arguments)
@@ -113,25 +113,22 @@ def test_one_seed_is_one_prediction(manifest, panel_file, tmp_path, small_flow):
 
 
 EMBEDDING_KILLED = """
-import io, os, signal, sys
-import numpy as np
+import os, signal
+from pathlib import Path
 from histoflow.cli import main
 from histoflow.pp import Panel, embed
 
 embed.BLOCK = 10
-saved, save = [], np.save
+written, write = [], Path.write_bytes
 
-def half_written(handle, array, **options):
-    saved.append(len(array))
-    if len(saved) < 9:
-        return save(handle, array, **options)
-    whole = io.BytesIO()
-    save(whole, array, **options)
-    handle.write(whole.getvalue()[: len(whole.getvalue()) // 2])
-    handle.flush()
+def half_written(path, content):
+    written.append(path)
+    if len(written) < 9:
+        return write(path, content)
+    write(path, content[: len(content) // 2])
     os.kill(os.getpid(), signal.SIGKILL)
 
-np.save = half_written
+Path.write_bytes = half_written
 main()
 """
 
@@ -148,7 +145,7 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     assert len(whole) > 1
     n_kept = sum(map(len, whole))
 
-    monkeypatch.setattr(workflow, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
     assert histoflow(*arguments, tmp_path / "undisturbed").code == 0  # embedded before, in the cache of the test run
     monkeypatch.setenv("HISTOFLOW_CACHE", str(cache))
     monkeypatch.setattr(embed, "BLOCK", 10)

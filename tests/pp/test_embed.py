@@ -1,9 +1,11 @@
 """Embeddings: a function of slide and place alone, cached by content, resumed block by block."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from histoflow import io
 from histoflow._errors import OptionError, ShapeError, SlideMismatchError
@@ -109,3 +111,53 @@ def test_another_slide_is_refused(section, wsi, tmp_path):
 def test_a_recipe_without_patches_is_refused():
     with pytest.raises(OptionError, match="give µm"):
         Recipe(patch_um=())
+
+
+def counted(folder, calls):
+    """An embedder that writes down how many patches it encodes."""
+
+    def encode(patches):
+        calls.append(len(patches))
+        return COLOR.encode(patches)
+
+    return Embedder(replace(COLOR, encode=encode), RECIPE, cache_dir=folder)
+
+
+def test_flipped_bytes_are_noticed_and_encoded_again(section, wsi, tmp_path):
+    xy = section.obsm["spatial"][:20]
+    first, _ = embedder(tmp_path).places(wsi, xy)
+    for path in (tmp_path / "features").glob("*.npy"):
+        content = bytearray(path.read_bytes())
+        content[200] ^= 0xFF  # inside the numbers: shape and type stay as they were
+        path.write_bytes(content)
+    calls = []
+    again, _ = counted(tmp_path, calls).places(wsi, xy)
+    np.testing.assert_array_equal(again, first)
+    assert sum(calls) > len(xy)
+    counted(tmp_path, calls := []).places(wsi, xy)
+    assert calls == []
+
+
+def test_two_at_once_share_the_work(section, tmp_path):
+    xy = section.obsm["spatial"]
+    calls = []
+    with ThreadPoolExecutor(2) as pool:
+        slides = [io.open_section_slide(section) for _ in range(2)]
+        first, second = pool.map(lambda slide: counted(tmp_path, calls).places(slide, xy)[0], slides)
+    np.testing.assert_array_equal(first, second)
+    alone = []
+    counted(tmp_path / "alone", alone).places(slides[0], xy)
+    assert sum(calls) == sum(alone)
+
+
+def test_one_name_in_two_folders_is_two_slides(section, tmp_path):
+    others = []
+    for seed in (0, 1):
+        image = np.random.default_rng(seed).integers(0, 255, (300, 300, 3), dtype=np.uint8)
+        image[:60] = image[-60:] = 240
+        path = tmp_path / str(seed) / "slide.png"
+        path.parent.mkdir()
+        Image.fromarray(image).save(path)
+        others.append(io.open_wsi(path, mpp=2.0))
+    features = [list(embedder(tmp_path)._fields(slide, np.array([[150.0, 150.0]]), "places")) for slide in others]
+    assert not np.array_equal(features[0][0], features[1][0])

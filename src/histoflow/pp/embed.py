@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import shutil
 import warnings
 from collections.abc import Iterator
@@ -43,6 +45,7 @@ Floats = NDArray[np.float32]
 BLOCK = 128
 """Patches per cached block; boundaries are fixed, so that a killed run and its successor agree."""
 _FORMAT = 1
+_DIGEST_BYTES = 32
 _MUCH_UPSAMPLING = 2.0
 _LEAST_SPREAD = 1e-6
 
@@ -269,7 +272,7 @@ class Embedder:
                 ahead = place + self.num_workers
                 queue += [reader.submit(read, blocks[j]) for j in missing[ahead : ahead + 1]]
                 _store(paths[i], self._encode(queue.pop(0).result()))
-        features = np.concatenate([np.load(path) for path in paths])
+        features = np.concatenate([np.load(path, allow_pickle=False) for path in paths])
         _store(target, features)
         shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left an unfinished block in it
         return features
@@ -309,16 +312,20 @@ def _feature_table(table: AnnData, encoder: str, tile_key: str) -> AnnData:
 
 
 def _load(path: Path, shape: tuple[int, int]) -> Floats | None:
-    """A cached array, or None if there is none or it is not whole."""
+    """A cached array, or None if there is none or it is not, byte for byte, what was stored."""
     if not path.is_file():
         return None
-    try:
-        stored: Floats = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError):
+    content = path.read_bytes()
+    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+    if hashlib.sha256(body).digest() != digest:
         return None
+    stored: Floats = np.load(io.BytesIO(body), allow_pickle=False)
     return stored if stored.shape == shape and stored.dtype == np.float32 else None
 
 
 def _store(path: Path, features: Floats) -> None:
-    with atomic_path(path) as temporary, temporary.open("wb") as handle:
-        np.save(handle, features, allow_pickle=False)
+    """Write an array as npy, followed by the SHA-256 of it, which numpy does not mind."""
+    body = io.BytesIO()
+    np.save(body, features, allow_pickle=False)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())
