@@ -5,12 +5,15 @@ import json
 import numpy as np
 import pytest
 import spatialdata
+import torch
 from tests.test_workflow import PANEL, tiny_cohort
 
 import histoflow as hf
 from histoflow import io, models, workflow
 from histoflow._errors import EncoderMismatchError, MissingSlotError, OptionError, ReadError, SlideMismatchError
+from histoflow._files import file_hash
 from histoflow._keys import EMBEDDINGS, UNS
+from histoflow.pp import get_encoder
 
 PRINTED = {"method", "fm_backbone", "n_epochs", "n_layers", "n_sample_steps"}
 GENES = list(PANEL.genes)
@@ -225,3 +228,43 @@ def test_visium_with_its_image(shared):
     (library,) = section.uns["spatial"].values()
     assert library["scalefactors"]["spot_diameter_fullres"] > 0
     assert {"gene_ids", "feature_types", "genome"} <= set(section.var.columns)
+
+
+def test_backbones_are_those_that_work_here():
+    assert {"scatter", "color"} <= set(hf.available_backbones())
+
+
+def test_the_table_of_an_encoder_names_it(wsi, reference):
+    hf.embed(wsi, "color")
+    predicted = hf.predict_expression(wsi, method="hest_fm", reference=reference, feature_key="color", genes=GENES)
+    assert predicted.uns["histo"]["fm_backbone"] == "color"
+    with pytest.raises(MissingSlotError, match="magic_tiles"):
+        hf.predict_expression(wsi, method="hest_fm", reference=reference, feature_key="magic", genes=GENES)
+
+
+def test_options_of_pretrained_methods_are_refused(wsi, reference):
+    with pytest.raises(OptionError, match="organ= and weight_path= mean nothing for method stflow"):
+        hf.predict_expression(wsi, reference=reference, fm_backbone="color", genes=GENES, organ="Breast")
+
+
+def network(path):
+    """A TorchScript file: means of colours, 224 pixels wide patches."""
+
+    class Means(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)
+
+    torch.jit.script(Means()).save(path)
+    return path
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch's, about its own format
+def test_weights_of_one_file_serve_reference_and_query(wsi, reference, tmp_path):
+    path = network(tmp_path / "means.pt")
+    options = {"method": "hest_fm", "reference": reference, "genes": GENES}
+    named = hf.predict_expression(wsi, fm_backbone="means", fm_weight_path=path, **options)
+    direct = hf.predict_expression(wsi, fm_backbone=str(path), **options)
+    made = hf.predict_expression(wsi, fm_backbone=get_encoder(str(path)), **options)
+    np.testing.assert_array_equal(named.X, direct.X)
+    np.testing.assert_array_equal(named.X, made.X)
+    assert named.uns[UNS]["embedding"]["weights_hash"] == file_hash(path)

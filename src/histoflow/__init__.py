@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     )
     from histoflow.pp import Panel, add_context, choose_panel
     from histoflow.workflow import (
+        available_backbones,
         embed,
         evaluate,
         fit,
@@ -42,6 +43,7 @@ _NAMES = {
     "Cohort": "io",
     "Panel": "pp",
     "add_context": "pp",
+    "available_backbones": "workflow",
     "choose_panel": "pp",
     "download_breast": "datasets",
     "embed": "workflow",
@@ -70,6 +72,7 @@ __all__ = [
     "Cohort",
     "Panel",
     "add_context",
+    "available_backbones",
     "bench",
     "choose_panel",
     "datasets",

@@ -13,10 +13,19 @@ from histoflow.workflow.cohorts import (
     slide_thumbnail,
     write_h5ad,
 )
-from histoflow.workflow.slides import Pairs, match, predict_expression, read_visium_with_image, spot_features, tile
+from histoflow.workflow.slides import (
+    Pairs,
+    available_backbones,
+    match,
+    predict_expression,
+    read_visium_with_image,
+    spot_features,
+    tile,
+)
 
 __all__ = [
     "Pairs",
+    "available_backbones",
     "demo",
     "draw_evaluation",
     "embed",

@@ -20,7 +20,7 @@ from histoflow._errors import MissingSlotError, OptionError, SlideMismatchError
 from histoflow._files import read_json
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, check_section, facts, section_name
 from histoflow.io.polygons import read_polygons
-from histoflow.pp import Embedder, Encoder, Panel, choose_panel
+from histoflow.pp import Embedder, Encoder, Panel, available_encoders, choose_panel, get_encoder
 from histoflow.pp.tiles import TILES, TISSUES, annotate_tiles, cut_tiles, restrict_tissue, slide_facts, tile_um
 from histoflow.workflow.cohorts import embedder, sized_for
 
@@ -81,6 +81,11 @@ def tile(
         restrict_tissue(wsi, tissue_key, {side: read_polygons(path) for side, path in polygons.items()}, find)
     cut_tiles(wsi, tile_px, mpp, tissue_key=tissue_key, tile_key=tile_key, find=find, **options)
     return wsi
+
+
+def available_backbones() -> list[str]:
+    """Names of the encoders that are usable on this machine; `histoflow encoders` tells the others and why not."""
+    return [info.name for info in available_encoders() if info.usable]
 
 
 def read_visium_with_image(
@@ -173,7 +178,7 @@ def spot_features(
     SlideMismatchError
         If spots and slide do not belong together.
     """
-    make = _embedder(fm_backbone, patch_um, weights=fm_weight_path, cache_dir=cache_dir, device=device)
+    make = sized_for(embedder(fm_backbone, weights=fm_weight_path, cache_dir=cache_dir, device=device), patch_um)
     section = _embedded(reference, wsi, make)
     features = AnnData(X=section.obsm[make.encoder.name], obs=section.obs.copy())
     features.obsm[SPATIAL], features.uns[UNS] = section.obsm[SPATIAL], section.uns[UNS]
@@ -191,7 +196,10 @@ def predict_expression(
     n_top_genes: int = 50,
     fm_backbone: str | Encoder = "ctranspath",
     tile_key: str = TILES,
+    feature_key: str | None = None,
     key_added: str | None = None,
+    organ: str | None = None,
+    tech: str = "Visium",
     n_epochs: int = 80,
     n_layers: int = 4,
     n_neighbors: int = 8,
@@ -199,8 +207,10 @@ def predict_expression(
     hidden_dim: int = 256,
     batch_size: int = 1,
     n_samples: int = 16,
+    weight_path: str | Path | None = None,
     fm_weight_path: str | Path | None = None,
     cache_dir: str | Path | None = None,
+    hf_token: str | None = None,
     device: str | None = None,
     seed: int = 0,
 ) -> AnnData:
@@ -226,6 +236,11 @@ def predict_expression(
         Encoder of the patches, or the name of one, as `pp.get_encoder` takes it.
     tile_key, key_added
         Names of the tiles, and of the result: ``tables["{key_added or method}_{tile_key}"]``.
+    feature_key
+        Table of tiles from `embed`, ``"scatter"`` or ``"scatter_tiles"``, whose encoder is taken in place of
+        `fm_backbone`.
+    organ, tech, weight_path
+        Of pretrained methods; those offered here are fitted on the reference and refuse `organ` and `weight_path`.
     n_epochs
         Epochs at most; how many is chosen inside the training data.
     n_layers, n_neighbors, hidden_dim
@@ -236,6 +251,8 @@ def predict_expression(
         Weights of the encoder as a local file, for reference and query alike.
     cache_dir
         Cache folder; None for the default.
+    hf_token
+        Token of the Hugging Face hub for gated weights; None for the one that the hub's own settings hold.
     device
         Where encoder and network run; None for the processor.
 
@@ -256,6 +273,8 @@ def predict_expression(
     PanelMismatchError
         If a reference lacks a gene of the panel.
     """
+    if organ is not None or weight_path is not None:
+        raise OptionError(f"organ= and weight_path= mean nothing for method {method}, which is fitted on the reference")
     runs_on = device or "cpu"
     columns = pd.DataFrame()
     if model is None:
@@ -265,8 +284,10 @@ def predict_expression(
             "n_sample_steps": n_sample_steps,
             "device": runs_on,
         }
-        um = tile_um(wsi, tile_key)
-        make = _embedder(fm_backbone, um, weights=fm_weight_path, cache_dir=cache_dir, device=runs_on)
+        seen_by = fm_backbone if feature_key is None else _encoder_of_table(wsi, feature_key, tile_key)
+        if isinstance(seen_by, str):
+            seen_by = get_encoder(seen_by, weights=fm_weight_path, token=hf_token, cache_dir=cache_dir)
+        make = sized_for(embedder(seen_by, cache_dir=cache_dir, device=runs_on), tile_um(wsi, tile_key))
         estimator = _estimator(method, make.encoder.name, seed, options)
         references = _references(reference, reference_wsi, make)
         panel = choose_panel(references, n_top_genes) if genes is None else Panel(tuple(genes))
@@ -289,11 +310,13 @@ def _estimator(method: str, encoder: str, seed: int, options: dict[str, Any]) ->
     return models.from_name(method, encoder=encoder, seed=seed).clone(**(options if method == "stflow" else {}))
 
 
-def _embedder(
-    encoder: str | Encoder, patch_um: float, *, weights: str | Path | None, cache_dir: str | Path | None, device: str
-) -> Embedder:
-    """Fields of view of one and two tiles, and the usual context."""
-    return sized_for(embedder(encoder, weights=weights, cache_dir=cache_dir, device=device), patch_um)
+def _encoder_of_table(wsi: WSIData, feature_key: str, tile_key: str) -> str:
+    """Name of the encoder that made a table of tiles."""
+    name = feature_key.removesuffix(f"_{tile_key}")
+    table = wsi.tables.get(f"{name}_{tile_key}")
+    if table is None or name not in facts(table).get(EMBEDDINGS, {}):
+        raise MissingSlotError(f'this slide has no tables["{name}_{tile_key}"] from hf.embed; hf.embed makes it')
+    return name
 
 
 def _references(
