@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from scipy.spatial import KDTree
 
 from histoflow._errors import OptionError, ScaleWarning, ShapeError, SlideMismatchError
 from histoflow._files import atomic_path, cache_folder, locked, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
 from histoflow._progress import track
+from histoflow.pp.context import disc_mean
 from histoflow.pp.encoders import Encoder
 from histoflow.pp.tiles import (
     TILES,
@@ -211,7 +211,7 @@ class Embedder:
         mean, spread = around.mean(axis=0), np.maximum(around.std(axis=0), _LEAST_SPREAD)
         around, own = (around - mean) / spread, (own - mean) / spread
         mpp = [float(slide_facts(wsi)[key]) for key in ("mpp_x", "mpp_y")]
-        context = [_disc_mean(own, centres * mpp, around, grid.xy * mpp, um) for um in self.recipe.context_um]
+        context = [disc_mean(own, centres * mpp, around, grid.xy * mpp, um) for um in self.recipe.context_um]
         made = embedding_facts(self.encoder, self.recipe) | {
             "slide_id": str(slide_facts(wsi)["slide_id"]),
             "upsampling": round(factor, 3),
@@ -280,15 +280,6 @@ class Embedder:
     def _encode(self, patches: NDArray[np.uint8]) -> Floats:
         starts = range(0, len(patches), self.batch_size)
         return np.concatenate([self.encoder(patches[i : i + self.batch_size], self.device) for i in starts])
-
-
-def _disc_mean(
-    own: Floats, xy_um: NDArray[np.float64], around: Floats, grid_um: NDArray[np.float64], radius_um: float
-) -> Floats:
-    """Mean features of the grid tiles within `radius_um` of each place; the place's own where there are none."""
-    near = KDTree(grid_um).query_ball_point(xy_um, radius_um, return_sorted=True)
-    means = [around[tiles].mean(axis=0) if tiles else own[row] for row, tiles in enumerate(near)]
-    return np.stack(means)
 
 
 def _tile_section(wsi: WSIData, grid: Grid, step_um: float) -> AnnData:
