@@ -233,7 +233,7 @@ HER2ST: Mapping[str, Entry] = {
 _BREAST = Source(
     name="breast",
     base_url="https://cf.10xgenomics.com/samples/spatial-exp/1.1.0/",
-    licence="CC BY 4.0",
+    licence="not checked here, see the page of the data set",
     citation="10x Genomics, Human Breast Cancer (Block A Sections 1 and 2), Space Ranger 1.1.0",
 )
 _BLOCK = "V1_Breast_Cancer_Block_A"

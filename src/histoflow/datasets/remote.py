@@ -190,7 +190,8 @@ def download_breast(cache_dir: str | Path | None = None, *, section: int = 1, in
 
     Notes
     -----
-    10x Genomics, Human Breast Cancer (Block A Sections 1 and 2), Space Ranger 1.1.0; CC BY 4.0.
+    10x Genomics, Human Breast Cancer (Block A Sections 1 and 2), Space Ranger 1.1.0; terms on the
+    page of the data set at 10x Genomics.
 
     Examples
     --------
