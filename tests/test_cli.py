@@ -21,6 +21,7 @@ from tests.test_workflow import PANEL, tiny_cohort
 
 from histoflow import bench, cli, io, models, workflow
 from histoflow._errors import ManifestError
+from histoflow.cli import machine
 from histoflow.datasets.formats import write_tiff
 
 make_outs, make_st = files.make_outs, files.make_st
@@ -279,8 +280,8 @@ def test_doctor_names_every_fault_of_a_cohort_and_its_fix(make_outs, make_st, tm
 
 @pytest.mark.parametrize(("part", "code", "extra"), [("lazyslide", 1, "slides"), ("scanpy", 0, "hvg")])
 def test_doctor_says_how_to_install_what_is_missing(monkeypatch, part, code, extra):
-    find_spec = cli.find_spec
-    monkeypatch.setattr(cli, "find_spec", lambda name: None if name == part else find_spec(name))
+    find_spec = machine.find_spec
+    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == part else find_spec(name))
     done = histoflow("doctor")
     assert done.code == code
     assert f"{part}: not installed; pip install 'histoflow[{extra}]'" in done.out

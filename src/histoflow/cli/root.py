@@ -1,0 +1,65 @@
+"""What every command shares: the group, its options, how a result is said and an error told."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from histoflow._errors import HistoflowWarning, OptionError
+
+if TYPE_CHECKING:
+    from histoflow.pp import Panel
+
+MANIFESTS = (".csv", ".tsv")
+PATH = click.Path(path_type=Path)
+
+encoder_option = click.option("--encoder", default="scatter", show_default=True, help="Encoder of the patches.")
+weights_option = click.option("--weights", type=PATH, help="Local file of the encoder's weights.")
+panel_option = click.option("--panel", default="50", show_default=True, help="Number of genes, or a file of names.")
+normalize_option = click.option("--normalize", default="library", show_default=True, help="library or none.")
+min_counts_option = click.option("--min-counts", default=0, show_default=True, help="Leave out poorer spots.")
+json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+
+
+@click.group()
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(package_name="histoflow")
+def cli(debug: bool) -> None:
+    """Spatial gene expression from ordinary H&E slides."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    logging.getLogger().setLevel(logging.WARNING)
+    logging.getLogger("histoflow").setLevel(logging.INFO)
+    if not debug:
+        # Other people's warnings help nobody here; our own are said as one line each.
+        warnings.simplefilter("ignore")
+        warnings.simplefilter("always", HistoflowWarning)
+        warnings.showwarning = show_warning
+
+
+def panel_of(text: str) -> int | Panel:
+    """A number of genes, or the panel that a file lists, one name per line."""
+    from histoflow.pp import Panel
+
+    if text.isdigit():
+        return int(text)
+    try:
+        return Panel(tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip()))
+    except (OSError, UnicodeDecodeError) as err:
+        why = getattr(err, "strerror", None) or "it is not text"
+        raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
+
+
+def say(result: dict[str, Any], text: str, *, as_json: bool) -> None:
+    """Print a result on standard output: as JSON, or the sentence that says where it is."""
+    click.echo(json.dumps(result, default=str) if as_json else text)
+
+
+def show_warning(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+    """Say a warning as one line on standard error."""
+    click.echo(f"warning: {message}", err=True)
