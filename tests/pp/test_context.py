@@ -14,7 +14,7 @@ from histoflow._errors import (
     OptionError,
     SlideMismatchError,
 )
-from histoflow._keys import EMBEDDINGS, UNS
+from histoflow._keys import EMBEDDINGS, TISSUE, UNS
 from histoflow.pp import Panel
 from histoflow.pp import context as context_module
 from histoflow.pp.context import add_context, disc_mean
@@ -88,6 +88,19 @@ def test_blocks_change_nothing(monkeypatch):
     reference = add_context(make_section("S", seed=0), "scatter", RADII).obsm["scatter"]
     monkeypatch.setattr(context_module, "_BLOCK", 10)
     np.testing.assert_array_equal(add_context(make_section("S", seed=0), "scatter", RADII).obsm["scatter"], reference)
+
+
+def test_no_patch_of_another_piece_of_tissue_counts():
+    section, plain = make_section("S", seed=0), make_section("S", seed=0)
+    section.obs[TISSUE] = np.where(section.obsm["spatial_um"][:, 0] < 1500, "left", "right")
+    left = (section.obs[TISSUE] == "left").to_numpy()
+    values = add_context(section, "scatter", RADII).obsm["scatter"]
+    for part in (left, ~left):
+        for block, radius in enumerate(RADII, start=1):
+            columns = values[part, 12 * block : 12 * (block + 1)]
+            np.testing.assert_allclose(columns, expected_mean(plain[part], radius), atol=1e-6)
+    whole = add_context(plain, "scatter", RADII).obsm["scatter"]
+    assert np.abs(whole - values).max() > 0.1
 
 
 def test_a_place_without_patches_around_has_its_own_features():

@@ -9,7 +9,7 @@ from PIL import Image
 
 from histoflow import io
 from histoflow._errors import OptionError, ShapeError, SlideMismatchError
-from histoflow._keys import EMBEDDINGS, UNS
+from histoflow._keys import EMBEDDINGS, TISSUE, UNS
 from histoflow.datasets import toy
 from histoflow.pp import Embedder, Recipe, get_encoder
 from histoflow.pp import embed as embed_module
@@ -52,6 +52,29 @@ def test_section_gets_embeddings_and_their_recipe(section, wsi, tmp_path):
         "BSD-3-Clause",
         section.uns[UNS]["slide_id"],
     )
+
+
+def test_context_never_crosses_from_one_piece_of_tissue_to_the_next(tmp_path):
+    image = np.full((900, 1800, 3), 244, dtype=np.uint8)
+    noise = np.random.default_rng(0).integers(-12, 12, image.shape)
+    for columns, colour in ((slice(150, 850), (170, 90, 160)), (slice(950, 1650), (225, 130, 170))):
+        image[150:750, columns] = np.clip(np.array(colour) + noise[150:750, columns], 0, 255)
+    Image.fromarray(image).save(tmp_path / "two.png")
+    wsi = io.open_wsi(tmp_path / "two.png", mpp=1.0)
+    at_the_gap = np.array([[790.0, 450.0], [1010.0, 450.0]])
+    values, made = embedder(tmp_path).places(wsi, at_the_gap)
+    own, context = values[:, : COLOR.n_features], values[:, COLOR.n_features :]
+    assert len(set(made["tissue_id"])) == 2
+    apart = np.linalg.norm(own[0] - own[1])
+    assert (np.linalg.norm(own - context, axis=1) < 0.1 * apart).all()
+
+
+def test_section_is_told_its_pieces_of_tissue_unless_it_knows_them(section, wsi, tmp_path):
+    told = embedder(tmp_path).section(section.copy(), wsi)
+    np.testing.assert_array_equal(told.obs[TISSUE], statistics_grid(wsi, 224.0).piece_of(section.obsm["spatial"]))
+    known = section.copy()
+    known.obs[TISSUE] = np.arange(known.n_obs) % 2
+    assert list(embedder(tmp_path).section(known, wsi).obs[TISSUE]) == list(np.arange(known.n_obs) % 2)
 
 
 def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):

@@ -15,7 +15,7 @@ from anndata import AnnData
 
 from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
 from histoflow._files import atomic_path, value_hash
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, UNS, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, facts, section_name
 from histoflow._progress import track
 from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, LocationBaseline, MeanBaseline, from_name
 from histoflow.models.baselines import true_totals_name
@@ -353,7 +353,7 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 def _content(section: AnnData) -> list[str]:
-    """Hash of counts, names, places and scale, and of how each embedding was made."""
+    """Hash of counts, names, places, pieces of tissue and scale, and of how each embedding was made."""
     counts = section.X.tocsr()
     digest = hashlib.sha256(counts.data.tobytes() + counts.indices.tobytes() + counts.indptr.tobytes())
     made = {name: [str(m.get("id")), str(m.get("slide_id"))] for name, m in facts(section).get(EMBEDDINGS, {}).items()}
@@ -361,4 +361,5 @@ def _content(section: AnnData) -> list[str]:
     scale = [str(known.get(key)) for key in ("mpp_x", "mpp_y", "pitch_um")]
     names = value_hash([list(section.obs_names), list(section.var_names)])
     places = hashlib.sha256(np.ascontiguousarray(section.obsm[SPATIAL_UM]).tobytes()).hexdigest()
-    return [section_name(section), digest.hexdigest(), value_hash(made), names, places, *scale]
+    pieces = value_hash([str(piece) for piece in section.obs.get(TISSUE, ())])
+    return [section_name(section), digest.hexdigest(), value_hash(made), names, places, pieces, *scale]

@@ -13,7 +13,7 @@ from scipy.spatial import KDTree
 
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFiniteError, OptionError, SlideMismatchError
 from histoflow._files import value_hash
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, UNS, check_section, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
 
 Floats = NDArray[np.float32]
 
@@ -30,7 +30,8 @@ def add_context(
 ) -> AnnData:
     """Widen embeddings by the mean of the patches around each place, in place.
 
-    A row depends on the place and on the patches of `around` alone. A section that was joined to counts holds only
+    A row depends on the place and on the patches of `around` alone, those of the same piece of tissue where
+    ``obs["tissue_id"]`` tells the pieces. A section that was joined to counts holds only
     some patches of its slide: give the same file read without counts as `around`, or rows will depend on which spots
     were kept.
 
@@ -74,7 +75,8 @@ def add_context(
         _check_around(section, around, made, pool_made)
     xy_um = _places(section)
     pool_um = xy_um if around is None else _places(around)
-    means = [disc_mean(own, xy_um, pool, pool_um, radius) for radius in radii]
+    pieces = (_pieces(section), _pieces(section if around is None else around))
+    means = [disc_mean(own, xy_um, pool, pool_um, radius, pieces=pieces) for radius in radii]
     section.obsm[encoder] = np.concatenate([own, *means], axis=1)
     widened = {**made, "context_um": radii, "id": _id(made, radii), "n_context_patches": len(pool)}
     section.uns[UNS][EMBEDDINGS] = {**facts(section)[EMBEDDINGS], encoder: widened}
@@ -82,7 +84,13 @@ def add_context(
 
 
 def disc_mean(
-    own: Floats, xy_um: NDArray[np.float64], around: Floats, around_um: NDArray[np.float64], radius_um: float
+    own: Floats,
+    xy_um: NDArray[np.float64],
+    around: Floats,
+    around_um: NDArray[np.float64],
+    radius_um: float,
+    *,
+    pieces: tuple[NDArray[Any], NDArray[Any]] | None = None,
 ) -> Floats:
     """Mean features of the patches within a radius of each place; the place's own where there are none.
 
@@ -98,15 +106,31 @@ def disc_mean(
         Their centres, shape (n_patches, 2), x, y in µm from the same origin.
     radius_um
         Radius in µm; a patch at just that distance counts.
+    pieces
+        The piece of tissue of each place, shape (n_places,), and of each patch, shape (n_patches,): no patch of
+        another piece counts. None where all is one piece.
 
     Returns
     -------
     Shape (n_places, n_features), float32.
     """
+    if pieces is not None:
+        xy_um, around_um = _apart(xy_um, around_um, pieces, radius_um)
     tree = KDTree(around_um)
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(xy_um), _BLOCK)]
     means = [_block_mean(own[rows], tree, xy_um[rows], around, radius_um) for rows in blocks]
     return np.concatenate(means) if means else own
+
+
+def _apart(
+    xy_um: NDArray[np.float64],
+    around_um: NDArray[np.float64],
+    pieces: tuple[NDArray[Any], NDArray[Any]],
+    radius_um: float,
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Places and patches with a third coordinate that keeps different pieces farther apart than the radius."""
+    codes = np.unique(np.concatenate(pieces), return_inverse=True)[1] * (2.0 * radius_um)
+    return np.column_stack([xy_um, codes[: len(xy_um)]]), np.column_stack([around_um, codes[len(xy_um) :]])
 
 
 def _block_mean(own: Floats, tree: KDTree, xy_um: NDArray[np.float64], around: Floats, radius_um: float) -> Floats:
@@ -123,6 +147,11 @@ def _radii(context_um: Sequence[float]) -> list[float]:
     if not radii or not all(0 < radius < np.inf for radius in radii):
         raise OptionError(f"context_um is {context_um!r}; give one radius or more, each in µm and above 0")
     return radii
+
+
+def _pieces(section: AnnData) -> NDArray[np.str_]:
+    """The piece of tissue of each spot, (n_spots,); one for all where none is told."""
+    return section.obs[TISSUE].to_numpy(dtype=str) if TISSUE in section.obs else np.full(section.n_obs, "")
 
 
 def _places(section: AnnData) -> NDArray[np.float64]:

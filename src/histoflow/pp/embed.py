@@ -46,6 +46,7 @@ BLOCK = 128
 """Patches per cached block; boundaries are fixed, so that a killed run and its successor agree."""
 _FORMAT = 1
 _DIGEST_BYTES = 32
+_CONTEXT_OF = "one piece of tissue"
 _MUCH_UPSAMPLING = 2.0
 _LEAST_SPREAD = 1e-6
 
@@ -59,7 +60,7 @@ class Recipe:
     patch_um
         Sides of the fields of view in µm, each a square centred on the place.
     context_um
-        Radii in µm within which the tissue's features are averaged.
+        Radii in µm within which the features of the same piece of tissue are averaged.
     grid_um
         Step in µm of the fixed tissue grid that statistics and context are taken from.
     """
@@ -78,6 +79,8 @@ def embedding_facts(encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     """How embeddings are made: encoder and recipe, and `id`, a hash of both, 12 hex digits."""
     made = {**encoder.facts(), **{key: _listed(value) for key, value in asdict(recipe).items()}}
     identity = {key: value for key, value in made.items() if key != "licence"}
+    if recipe.context_um:
+        identity["context_of"] = _CONTEXT_OF
     return {**made, "id": value_hash(identity)[:12]}
 
 
@@ -124,8 +127,8 @@ class Embedder:
 
         Returns
         -------
-        The same section, with float32 (n_spots, n_features × n_fields × (1 + n_radii)) in ``obsm`` and the recipe in
-        ``uns["histoflow"]["embeddings"]``.
+        The same section, with float32 (n_spots, n_features × n_fields × (1 + n_radii)) in ``obsm``, the recipe in
+        ``uns["histoflow"]["embeddings"]`` and, unless it is there, the piece of tissue in ``obs["tissue_id"]``.
 
         Raises
         ------
@@ -141,6 +144,9 @@ class Embedder:
                 "embed it with hf.embed(section), which opens its own"
             )
         values, made = self.places(wsi, section.obsm[SPATIAL])
+        pieces = made.pop("tissue_id")
+        if TISSUE not in section.obs:
+            section.obs[TISSUE] = pieces
         section.obsm[self.encoder.name] = values
         section.uns[UNS][EMBEDDINGS] = {**facts(section).get(EMBEDDINGS, {}), self.encoder.name: made}
         return section
@@ -194,7 +200,8 @@ class Embedder:
         Returns
         -------
         Embeddings, float32, shape (n_places, n_features × n_fields × (1 + n_radii)): the fields of view in units of
-        the tissue's spread, then for each radius their mean over the tissue grid; and how they were made.
+        the tissue's spread, then for each radius their mean over the grid on the same piece of tissue; and how they
+        were made, with the `tissue_id` of each place, shape (n_places,).
 
         Raises
         ------
@@ -211,13 +218,16 @@ class Embedder:
         mean, spread = around.mean(axis=0), np.maximum(around.std(axis=0), _LEAST_SPREAD)
         around, own = (around - mean) / spread, (own - mean) / spread
         mpp = [float(slide_facts(wsi)[key]) for key in ("mpp_x", "mpp_y")]
-        context = [disc_mean(own, centres * mpp, around, grid.xy * mpp, um) for um in self.recipe.context_um]
+        pieces = (grid.piece_of(centres), grid.tissue_id)
+        places = (own, centres * mpp, around, grid.xy * mpp)
+        context = [disc_mean(*places, um, pieces=pieces) for um in self.recipe.context_um]
         made = embedding_facts(self.encoder, self.recipe) | {
             "slide_id": str(slide_facts(wsi)["slide_id"]),
             "upsampling": round(factor, 3),
             "n_grid_tiles": len(grid.xy),
             "grid_mean": mean,
             "grid_std": spread,
+            "tissue_id": pieces[0],
         }
         return np.concatenate([own, *context], axis=1), made
 

@@ -56,6 +56,36 @@ class Grid:
     tile_id: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class TissueGrid:
+    """The fixed grid of a slide, and the pieces of tissue that it lies on.
+
+    Attributes
+    ----------
+    xy
+        Centres, shape (n_tiles, 2), x, y in level-0 pixels.
+    tissue_id
+        The piece of tissue that each tile lies on, shape (n_tiles,).
+    outlines
+        Polygons of the pieces in level-0 pixels, shape (n_pieces,).
+    outline_id
+        Their tissue_id, shape (n_pieces,).
+    """
+
+    xy: NDArray[np.float64]
+    tissue_id: NDArray[np.int64]
+    outlines: NDArray[np.object_]
+    outline_id: NDArray[np.int64]
+
+    def piece_of(self, xy: ArrayLike) -> NDArray[np.int64]:
+        """The piece of tissue that places (n_places, 2), in level-0 pixels, lie on, or else nearest to: (n_places,)."""
+        from shapely import STRtree, points
+
+        nearest = STRtree(self.outlines).nearest(points(np.asarray(xy, dtype=np.float64)))
+        pieces: NDArray[np.int64] = self.outline_id[nearest]
+        return pieces
+
+
 def slide_facts(wsi: WSIData) -> Mapping[str, Any]:
     """What is known about an opened slide: ``attrs["histoflow"]``, with content id, size and µm per pixel.
 
@@ -70,7 +100,7 @@ def slide_facts(wsi: WSIData) -> Mapping[str, Any]:
     return known
 
 
-def statistics_grid(wsi: WSIData, step_um: float) -> Grid:
+def statistics_grid(wsi: WSIData, step_um: float) -> TissueGrid:
     """Lay the fixed grid from which the statistics of a slide are taken; the slide object stays as it was.
 
     Tissue is found anew, by the slide alone: outlines that a user drew do not change an embedding.
@@ -90,7 +120,10 @@ def statistics_grid(wsi: WSIData, step_um: float) -> Grid:
     spec = wsi.attrs.get(_TILE_SPEC)
     try:
         _find_tissue(wsi, _STATISTICS_TISSUES)
-        return _lay(wsi, step_um, _STATISTICS_TISSUES, _STATISTICS_GRID)
+        grid = _lay(wsi, step_um, _STATISTICS_TISSUES, _STATISTICS_GRID)
+        pieces = wsi.shapes[_STATISTICS_TISSUES]
+        ids = pieces["tissue_id"].to_numpy(dtype=np.int64)
+        return TissueGrid(grid.xy, grid.tissue_id, pieces.geometry.to_numpy(), ids)
     finally:
         for key in (_STATISTICS_TISSUES, _STATISTICS_GRID):
             wsi.shapes.pop(key, None)
