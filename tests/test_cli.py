@@ -199,7 +199,7 @@ def test_predict_refuses_what_it_cannot_choose(manifest, model, tmp_path, option
 
 def test_evaluate_prints_its_table_and_leaves_it(manifest, panel_file, tmp_path, monkeypatch):
     drawn = []
-    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda table, out, _: drawn.append((len(table), out)))
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda table, out, _: drawn.append((len(table), out)))
     arguments = ["evaluate", manifest, "--out", tmp_path, "--panel", panel_file, "--models", "mean,color"]
     done = histoflow(*arguments, "--json")
     assert done.code == 0
@@ -217,7 +217,7 @@ def test_evaluate_prints_its_table_and_leaves_it(manifest, panel_file, tmp_path,
 
 
 def test_options_of_evaluate_reach_the_runner(manifest, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     options = ["--models", "mean", "--by", "block", "--normalize", "none", "--min-counts", "2000", "--seeds", "2"]
     assert histoflow("evaluate", manifest, "--out", tmp_path, "--panel", "4", *options).code == 0
     table = pd.read_parquet(tmp_path / "results.parquet")

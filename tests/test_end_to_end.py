@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def test_a_model_fitted_here_predicts_the_same_in_a_new_process(manifest, panel_
 
 
 def test_the_same_evaluation_again_computes_nothing(manifest, panel_file, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     out = tmp_path / "out"
     arguments = ["evaluate", manifest, "--out", out, "--panel", panel_file, "--models", "mean,color", "--json"]
     first = histoflow(*arguments)
@@ -141,11 +142,12 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert not (tmp_path / "killed").exists()
     assert any(path.name.startswith(".tmp-") for path in (cache / "features").rglob("*"))
+    assert list((cache / "features").glob("*.lock"))  # of a process that is dead: the next run takes it over
     whole = [np.load(path) for path in under_final_names(cache / "features") if path.suffix == ".npy"]
     assert len(whole) > 1
     n_kept = sum(map(len, whole))
 
-    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     assert histoflow(*arguments, tmp_path / "undisturbed").code == 0  # embedded before, in the cache of the test run
     monkeypatch.setenv("HISTOFLOW_CACHE", str(cache))
     monkeypatch.setattr(embed, "BLOCK", 10)
@@ -156,6 +158,38 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     assert sum(n_encoded) == sum(map(len, features)) - n_kept
     tables = [pd.read_parquet(tmp_path / name / "results.parquet") for name in ("killed", "undisturbed")]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
+
+
+COUNTED = """
+import os, sys
+from pathlib import Path
+from histoflow import pp
+from histoflow.cli import main
+
+encode = pp.Encoder.__call__
+
+def counted(self, patches, *more):
+    with Path(os.environ["COUNTS"], str(os.getpid())).open("a") as file:
+        file.write(f"{len(patches)}\\n")
+    return encode(self, patches, *more)
+
+pp.Encoder.__call__ = counted
+main()
+"""
+
+
+def test_two_processes_on_the_same_slides_share_the_work(manifest, panel_file, tmp_path):
+    two = part_of(manifest, tmp_path, ["P1_A", "P2_A"])
+    (tmp_path / "counts").mkdir()
+    fit = ["fit", two, "--panel", panel_file, "--model", "color", "--out"]
+    shared = {"HISTOFLOW_CACHE": tmp_path / "cache", "COUNTS": tmp_path / "counts"}
+    with ThreadPoolExecutor(2) as pool:
+        done = list(pool.map(lambda name: in_new_process(COUNTED, *fit, tmp_path / name, **shared), ("a", "b")))
+    assert [process.returncode for process in done] == [0, 0], done[0].stderr + done[1].stderr
+    n_encoded = sum(int(line) for path in (tmp_path / "counts").iterdir() for line in path.read_text().split())
+    assert n_encoded == sum(len(np.load(path)) for path in (tmp_path / "cache" / "features").glob("*.npy"))
+    weights = [(tmp_path / name / "weights.safetensors").read_bytes() for name in ("a", "b")]
+    assert weights[0] == weights[1]
 
 
 def evaluate(out):

@@ -155,6 +155,23 @@ def test_a_slide_with_predictions_is_written_and_reopened(wsi, reference, tmp_pa
     assert len(shapes["tiles"]) == joined.n_obs == predicted.n_obs
 
 
+@pytest.mark.filterwarnings("ignore")  # squidpy, scanpy and spatialdata-plot warn of each other and of matplotlib
+def test_other_libraries_draw_a_prediction(wsi, reference, tmp_path):
+    import matplotlib.pyplot as plt
+    import scanpy
+    import spatialdata_plot  # noqa: F401  it adds `.pl` to SpatialData
+    import squidpy
+
+    predicted = hf.predict_expression(wsi, method="hest_fm", reference=reference, fm_backbone="color", genes=GENES)
+    scanpy.pl.embedding(predicted, basis="spatial", color=GENES[0], show=False)
+    squidpy.pl.spatial_scatter(predicted, shape=None, color=GENES[0], library_id="tiles")
+    drawn = wsi.pl.render_shapes("tiles", color=GENES[0], table_name="hest_fm_tiles")
+    drawn.pl.show(coordinate_systems="global", save=tmp_path / "tiles.png", dpi=40)
+    assert len(plt.get_fignums()) >= 3
+    assert (tmp_path / "tiles.png").stat().st_size > 1000
+    plt.close("all")
+
+
 def test_a_reference_without_a_slide_is_refused(wsi, reference):
     bare = reference.copy()
     del bare.uns[UNS]

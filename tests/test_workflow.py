@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from tests.contracts.test_estimators import SMALL
 
-from histoflow import io, models, workflow
-from histoflow._errors import EncoderMismatchError, OptionError, PanelMismatchError, SplitError
+from histoflow import bench, io, models, workflow
+from histoflow._errors import EncoderMismatchError, GeneNamesWarning, OptionError, PanelMismatchError, SplitError
 from histoflow._keys import EMBEDDINGS, UNS
 from histoflow.bench import read_prediction
 from histoflow.datasets import planted
@@ -263,3 +263,31 @@ def test_a_prediction_is_written_whole_or_not_at_all(cohort, tmp_path, monkeypat
         workflow.write_h5ad(predicted, path)
     assert path.read_bytes() == before
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_fit_takes_sections_and_anndata_as_they_are(cohort):
+    sections = [cohort.select(sections=[name])[0] for name in ("P1_A", "P1_B", "P2_A")]
+    of_sections = workflow.fit(sections, model="hest_fm", encoder="color", panel=PANEL)
+    of_cohort = workflow.fit(cohort, model="hest_fm", encoder="color", panel=PANEL)
+    assert of_sections.training_ == of_cohort.training_
+    with pytest.raises(OptionError, match="there is no section to fit on"):
+        workflow.fit([], model="hest_fm", encoder="color", panel=PANEL)
+
+
+def test_a_gene_that_a_table_lacks_is_an_error_or_zero_as_the_cohort_says(shared):
+    def trimmed(missing):
+        sections = {name: shared.select(sections=[name])[0].copy() for name in ("P1_A", "P1_B", "P2_A", "P2_B")}
+        for name in ("P1_B", "P2_B"):
+            sections[name] = sections[name][:, sections[name].var_names != "NIL01"].copy()
+        return Cohort(shared.rows, sections=sections, missing=missing)
+
+    with pytest.raises(PanelMismatchError, match="section P1_B lacks 1 of the panel's 5 genes"):
+        workflow.fit(trimmed("error"), model="mean", panel=PANEL)
+    with pytest.warns(GeneNamesWarning, match="they are taken for zero"):
+        model = workflow.fit(trimmed("zero"), model="mean", panel=PANEL)
+    assert model.training_["taken_for_zero"] == {"P1_B": ["NIL01"]}
+    with pytest.warns(GeneNamesWarning, match="section P2_B"), pytest.warns(GeneNamesWarning, match="section P1_B"):
+        table = bench.run(trimmed("zero"), models={"mean": models.MeanBaseline()}, panel=PANEL)
+    assert set(table["gene"]) == set(PANEL.genes)
+    with pytest.raises(OptionError, match="missing='maybe' is not offered"):
+        trimmed("maybe")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 from anndata import AnnData
 
@@ -25,6 +25,9 @@ HELD_OUT_R = "held_out_r"
 """``var`` column of a prediction: Pearson r of the gene on spots the model had not seen in training."""
 EMBEDDINGS = "embeddings"
 """Entry of ``uns[UNS]``: how each embedding of the section was made."""
+
+Missing = Literal["error", "zero"]
+"""What a panel gene is that a section's table lacks: not measured, or without counts in a table that was trimmed."""
 
 _MAKERS = {
     SPATIAL: "hf.read_visium, hf.read_st or hf.section_from_anndata",

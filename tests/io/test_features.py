@@ -7,6 +7,7 @@ import pytest
 from anndata import AnnData
 from scipy import sparse
 from tests.contracts.test_estimators import SMALL
+from tests.test_cli import histoflow
 
 from histoflow import models
 from histoflow._errors import (
@@ -608,3 +609,36 @@ def test_context_of_a_joined_section_is_taken_from_the_whole_file(tmp_path):
     np.testing.assert_allclose(counted.obsm["toy_v1"], whole.obsm["toy_v1"][:20], atol=1e-6)
     ids = [section.uns[UNS][EMBEDDINGS]["toy_v1"]["id"] for section in (counted, whole, everything)]
     assert ids[0] == ids[1] != ids[2]
+
+
+def write_cohort(folder, source_format):
+    """Three references, a held-out section and a query in one of the formats, with their manifest."""
+    lines = ["section,kind,slide,counts,encoder,mpp,patch_um,role"]
+    for seed, role in enumerate(("reference", "reference", "reference", "held_out", "query")):
+        features, corners = vectors(seed), lattice()
+        write(folder / f"S{seed}.h5", source_format, features=features, corners=corners)
+        counts = "" if role == "query" else f"S{seed}.h5ad"
+        if counts:
+            counts_of(features, corners, seed).write_h5ad(folder / counts)
+        lines.append(f"S{seed},features,S{seed}.h5,{counts},toy_v1,{MPP},112,{role}")
+    (folder / "cohort.csv").write_text("\n".join(lines))
+    return folder / "cohort.csv"
+
+
+def test_the_command_line_fits_evaluates_and_predicts_without_any_slide(source_format, tmp_path):
+    cohort = write_cohort(tmp_path, source_format)
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(GENES))
+    how = ["--encoder", "toy_v1", "--panel", genes]
+    fitted = histoflow("fit", cohort, "--out", tmp_path / "model", "--model", "hest_fm", *how)
+    assert fitted.code == 0, fitted.err
+    predicted = histoflow("predict", tmp_path / "model", cohort, "--section", "S4", "--out", tmp_path / "p.h5ad")
+    assert predicted.code == 0, predicted.err
+    assert anndata.read_h5ad(tmp_path / "p.h5ad").shape == (64, 5)
+    scored = histoflow("evaluate", cohort, "--out", tmp_path / "out", "--models", "mean,hest_fm", *how, "--json")
+    assert scored.code == 0, scored.err
+    assert scored.json["mean"]["hest_fm"]["pearson"] > 0.3
+    assert (tmp_path / "out" / "figures" / "S3-maps.png").is_file()
+    refused = histoflow("evaluate", cohort, "--out", tmp_path / "no", "--models", "color", *how)
+    assert refused.code == 1
+    assert "leave out the models that look through color" in refused.told[0]

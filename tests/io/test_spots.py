@@ -19,6 +19,8 @@ from histoflow._errors import (
     SlideMismatchError,
 )
 from histoflow.io import read_st, read_visium, section_from_anndata
+from histoflow.io.section import Given
+from histoflow.io.spots import st_section
 
 pytestmark = pytest.mark.filterwarnings("ignore::histoflow._errors.GeneNamesWarning")
 ST_MPP = 4.0 * 2.2
@@ -45,7 +47,7 @@ def test_both_arrays_give_the_scale_and_keep_the_selected_spots(make_st, array, 
 
 def test_a_pitch_that_is_given_scales_the_array(make_st):
     files = make_st(array="2k")
-    known = read_st(files.counts, files.spots, files.slide, pitch_um=400).uns["histoflow"]
+    known = st_section(files.counts, files.spots, Given(slide=files.slide, pitch_um=400)).uns["histoflow"]
     assert known["mpp_x"] == pytest.approx(2 * ST_MPP)
     assert known["pitch_um"] == 400
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import anndata
@@ -15,7 +16,7 @@ from anndata import AnnData
 
 from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
 from histoflow._files import atomic_path, value_hash
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, facts, section_name
 from histoflow._progress import track
 from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, LocationBaseline, MeanBaseline, from_name
 from histoflow.models.baselines import true_totals_name
@@ -46,11 +47,13 @@ class _Job:
     panel: Panel
     model: str
     estimator: Estimator
+    missing: Missing
 
     def key(self) -> str:
         """Hash of everything the scores depend on."""
         sections = [[_content(section) for section in part] for part in (self.train, self.test)]
-        told = (type(self.estimator).__name__, self.estimator.options(), self.panel.genes, self.fold.name)
+        told = [type(self.estimator).__name__, self.estimator.options(), self.panel.genes, self.fold.name]
+        told += [self.missing] if self.missing != "error" else []
         return value_hash([_FORMAT, self.model, told, sections])
 
 
@@ -70,7 +73,7 @@ def run(
     Parameters
     ----------
     cohort
-        Embedded sections with raw counts.
+        Embedded sections with raw counts; of a `Cohort` its `missing` says what a gene is that a table lacks.
     models
         Estimators by the name they have in the table, not fitted; None for `default_models`.
     by
@@ -111,7 +114,8 @@ def run(
     known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
     parts = []
     estimators = default_models() if models is None else models
-    jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds)))
+    missing: Missing = getattr(cohort, "missing", "error")
+    jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds), missing))
     for job in track(jobs, "evaluating"):
         parts.append(_scored(job, None if out is None else Path(out)).assign(**known))
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
@@ -202,6 +206,7 @@ def _jobs(
     models: Mapping[str, Estimator],
     normalize: str,
     seeds: list[int],
+    missing: Missing,
 ) -> Iterable[_Job]:
     if not models or not seeds:
         raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
@@ -209,7 +214,7 @@ def _jobs(
         train, test = [sections[i] for i in fold.train], [sections[i] for i in fold.test]
         for name, estimator in models.items():
             for seed in seeds:
-                yield _Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed))
+                yield _Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
 
 
 def _scored(job: _Job, out: Path | None) -> pd.DataFrame:
@@ -249,14 +254,15 @@ def _key_of(prediction: Path) -> str | None:
 
 
 def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
-    job.estimator.fit(job.train, panel=job.panel)
+    job.estimator.fit(job.train, panel=job.panel, missing=job.missing)
     if out is not None:
         job.estimator.save(model_path(out, fold=job.fold.name, model=job.model, seed=job.estimator.seed))
-    measured_train = [panel_log1p(section, job.panel, job.estimator.normalize) for section in job.train]
+    measure = partial(panel_log1p, panel=job.panel, normalize=job.estimator.normalize, missing=job.missing)
+    measured_train = [measure(section) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
     rows = []
     for section in job.test:
-        measured = panel_log1p(section, job.panel, job.estimator.normalize)
+        measured = measure(section)
         for model, predicted in _predictions(job, section).items():
             if isinstance(predicted, HistoflowError):
                 rows.append(_failed(job.panel, section, model, str(predicted)))

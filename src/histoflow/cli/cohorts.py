@@ -15,6 +15,7 @@ from histoflow.cli.root import (
     encoder_option,
     json_option,
     min_counts_option,
+    missing_option,
     normalize_option,
     panel_of,
     panel_option,
@@ -46,13 +47,14 @@ def demo(dataset: str, out: Path, as_json: bool) -> None:
 @panel_option
 @normalize_option
 @min_counts_option
+@missing_option
 @click.option("--seed", default=0, show_default=True)
 @json_option
-def fit(cohort: Path, out: Path, as_json: bool, panel: str, **options: Any) -> None:
+def fit(cohort: Path, out: Path, as_json: bool, panel: str, missing: str, **options: Any) -> None:
     """Fit a model on the references of a COHORT manifest."""
     from histoflow import io, workflow
 
-    model = workflow.fit(io.read_cohort(cohort), panel=panel_of(panel), **options)
+    model = workflow.fit(io.read_cohort(cohort, missing=missing), panel=panel_of(panel), **options)
     model.save(out)
     told = {key: model.training_[key] for key in ("sections", "n_spots", "n_spots_left_out")}
     trained = f"{sum(told['n_spots'])} spots of {len(told['sections'])} sections ({told['n_spots_left_out']} left out)"
@@ -129,6 +131,7 @@ def _predict_row(fitted: Any, cohort: Any, section: str | None, at: str | None, 
 @panel_option
 @normalize_option
 @min_counts_option
+@missing_option
 @click.option("--seeds", default=1, show_default=True, help="Number of seeds.")
 @json_option
 def evaluate(
@@ -141,27 +144,17 @@ def evaluate(
     panel: str,
     normalize: str,
     min_counts: int,
+    missing: str,
     seeds: int,
     as_json: bool,
 ) -> None:
     """Score models on sections of a COHORT that they have not seen."""
-    from histoflow import bench, io, models, pp, workflow
+    from histoflow import bench, io, workflow
 
-    ready = pp.get_encoder(encoder, weights=weights)
-    chosen = {name: models.from_name(name, encoder=ready.name) for name in names.split(",")}
-    sections = io.read_cohort(cohort)
-    options: dict[str, Any] = {
-        "by": by,
-        "panel": panel_of(panel),
-        "normalize": normalize,
-        "min_counts": min_counts,
-        "seeds": range(seeds),
-    }
-    counted = sections.select(sections=[row.section for row in sections.rows if row.role != "query"])
-    bench.plan_folds(counted, options["by"])
-    if any(estimator.encoder == ready.name for estimator in chosen.values()):
-        workflow.embed([s for s in counted if s.uns["histoflow"]["kind"] != "features"], ready)
-    table = workflow.evaluate(sections, out, estimators=chosen, **options)
+    sections = io.read_cohort(cohort, missing=missing)
+    chosen = workflow.models_for(sections, names.split(","), encoder=encoder, weights=weights, by=by)
+    options: dict[str, Any] = {"panel": panel_of(panel), "normalize": normalize, "min_counts": min_counts}
+    table = workflow.evaluate(sections, out, estimators=chosen, by=by, seeds=range(seeds), **options)
     scores = bench.summary(table)
     wide = scores.pivot_table(index="model", columns="metric", values="value", aggfunc="mean", sort=False, dropna=False)
     told = {"results": str(out / "results.parquet"), "mean": json.loads(wide.to_json(orient="index"))}

@@ -24,6 +24,13 @@ weights_option = click.option("--weights", type=PATH, help="Local file of the en
 panel_option = click.option("--panel", default="50", show_default=True, help="Number of genes, or a file of names.")
 normalize_option = click.option("--normalize", default="library", show_default=True, help="library or none.")
 min_counts_option = click.option("--min-counts", default=0, show_default=True, help="Leave out poorer spots.")
+missing_option = click.option(
+    "--missing",
+    type=click.Choice(["error", "zero"]),
+    default="error",
+    show_default=True,
+    help="A panel gene that a table lacks: an error, or zero in tables of one chemistry trimmed of empty genes.",
+)
 json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 
 

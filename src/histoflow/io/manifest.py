@@ -9,13 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, cast, get_args, overload
 
 import anndata
 from anndata import AnnData
 
 from histoflow._errors import ManifestError, MissingSlotError, OptionError, ReadError
-from histoflow._keys import UNS, facts
+from histoflow._keys import UNS, Missing, facts
 from histoflow.io.features import features_section
 from histoflow.io.images import existing_file
 from histoflow.io.section import Given
@@ -107,6 +107,13 @@ class Cohort(Sequence[AnnData]):
         Cache folder; None for the default.
     sections
         Sections already read, by id; parts of a cohort share it.
+    missing
+        As in `read_cohort`.
+
+    Raises
+    ------
+    OptionError
+        If `missing` is not offered.
 
     Examples
     --------
@@ -121,7 +128,11 @@ class Cohort(Sequence[AnnData]):
         name: str = "cohort",
         cache_dir: str | Path | None = None,
         sections: dict[str, AnnData] | None = None,
+        missing: str = "error",
     ) -> None:
+        if missing not in get_args(Missing):
+            raise OptionError(f"missing={missing!r} is not offered; choose from {', '.join(get_args(Missing))}")
+        self.missing = cast(Missing, missing)
         self.rows = list(rows)
         self.name = name
         self._cache_dir = cache_dir
@@ -185,7 +196,7 @@ class Cohort(Sequence[AnnData]):
         return self._part(row for row in self.rows if row.section in wanted and role in (None, row.role))
 
     def _part(self, rows: Iterable[Row]) -> Cohort:
-        return Cohort(rows, name=self.name, cache_dir=self._cache_dir, sections=self._sections)
+        return Cohort(rows, name=self.name, cache_dir=self._cache_dir, sections=self._sections, missing=self.missing)
 
     def __len__(self) -> int:
         return len(self._with_counts)
@@ -251,7 +262,7 @@ _READERS: dict[str, Callable[[Row, Given], AnnData]] = {
 }
 
 
-def read_cohort(path: str | Path, *, cache_dir: str | Path | None = None) -> Cohort:
+def read_cohort(path: str | Path, *, missing: str = "error", cache_dir: str | Path | None = None) -> Cohort:
     """Read a cohort manifest; its sections are read when they are asked for.
 
     Parameters
@@ -259,11 +270,16 @@ def read_cohort(path: str | Path, *, cache_dir: str | Path | None = None) -> Coh
     path
         CSV, or TSV where it is named ``.tsv``: one row per section, columns as in `Row`. Relative paths start at the
         manifest's folder.
+    missing
+        What fits and evaluations of this cohort make of a panel gene that a section's table lacks: ``"error"``, for it
+        was not measured; or ``"zero"``, for tables of one chemistry that were trimmed of genes without counts.
     cache_dir
         Cache folder; None for the default.
 
     Raises
     ------
+    OptionError
+        If `missing` is not offered.
     ReadError
         If the manifest itself cannot be read.
     ManifestError
@@ -288,7 +304,7 @@ def read_cohort(path: str | Path, *, cache_dir: str | Path | None = None) -> Coh
         raise ManifestError(f"manifest {path} has no rows; write one per section")
     _check_unique(rows, path.name)
     _check_files(rows, path)
-    return Cohort(rows, name=path.stem, cache_dir=cache_dir)
+    return Cohort(rows, name=path.stem, cache_dir=cache_dir, missing=missing)
 
 
 def _check_header(header: list[str], path: Path) -> None:

@@ -40,9 +40,9 @@ def read_st(
     *,
     spots_frame: str | None = FULLRES,
     mpp: float | tuple[float, float] | None = None,
-    pitch_um: float | None = None,
     section: str | None = None,
     patient: str | None = None,
+    cache_dir: str | Path | None = None,
 ) -> AnnData:
     """Read a legacy Spatial Transcriptomics section (1k or 2k array), placed on its slide.
 
@@ -58,12 +58,13 @@ def read_st(
         Frame of the spot pixels: ``"fullres"``, level-0 pixels of `slide`; or ``"WxH"``, pixels of an image of W × H
         of which `slide` is a resized copy.
     mpp
-        µm per level-0 pixel of `slide`, one number or (x, y). None: its metadata, else the pitch of the array.
-    pitch_um
-        Distance of neighbouring spots along a row, in µm; None for the 200 µm of both arrays, which the 1k array has
-        per index step and the 2k array, a checkerboard, per two steps.
+        µm per level-0 pixel of `slide`, one number or (x, y). None: its metadata, else the pitch of the array: 200 µm
+        between neighbours along a row, which the 1k array has per index step and the 2k array, a checkerboard, per two
+        steps. An array of another pitch is read through a manifest, whose column ``pitch_um`` says it.
     section, patient
         Ids. The section is named after its slide if not given; the patient is never filled in.
+    cache_dir
+        Cache folder; None for the default.
 
     Returns
     -------
@@ -86,7 +87,7 @@ def read_st(
     --------
     >>> section = read_st("counts.tsv.gz", "spots.tsv", "HE.jpg")  # doctest: +SKIP
     """
-    given = Given(slide=slide, mpp=mpp, pitch_um=pitch_um, spots_frame=spots_frame, section=section, patient=patient)
+    given = Given(slide=slide, mpp=mpp, spots_frame=spots_frame, section=section, patient=patient, cache_dir=cache_dir)
     return st_section(counts, spots, given)
 
 

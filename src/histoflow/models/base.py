@@ -19,9 +19,9 @@ from safetensors.numpy import load_file, save_file
 
 from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
 from histoflow._files import atomic_path, read_json, write_json
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
-from histoflow.pp.expression import Missing, Panel, check_normalize, keep_spots, missing_genes
+from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
 Arrays = dict[str, NDArray[Any]]
 

@@ -12,8 +12,8 @@ from anndata import AnnData
 from numpy.typing import NDArray
 
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFiniteError
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
-from histoflow.pp.expression import Missing, Normalize, Panel, library_size, panel_log1p
+from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, check_section, facts, section_name
+from histoflow.pp.expression import Normalize, Panel, library_size, panel_log1p
 
 Floats = NDArray[np.float32]
 

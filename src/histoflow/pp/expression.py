@@ -15,14 +15,12 @@ from scipy import sparse
 
 from histoflow._errors import GeneNamesWarning, MissingDependencyError, OptionError, PanelMismatchError
 from histoflow._files import value_hash
-from histoflow._keys import SPATIAL_UM, check_section, section_name
+from histoflow._keys import SPATIAL_UM, Missing, check_section, section_name
 from histoflow.pp.graph import neighbors
 from histoflow.stats.metrics import moran
 
 Normalize = Literal["library", "none"]
 """``library``: counts per 10,000, then log1p. ``none``: log1p of the raw counts."""
-Missing = Literal["error", "zero"]
-"""A panel gene that a section's table lacks. ``error``: it was not measured. ``zero``: it was, and no spot had it."""
 PanelRule = Literal["variance", "hvg", "spatial"]
 
 TARGET_SUM = 10_000.0

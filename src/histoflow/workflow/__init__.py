@@ -1,18 +1,16 @@
 """The verbs that people know, from paths to results. Thin: the work is below."""
 
 from histoflow.workflow.cohorts import (
-    demo,
-    draw_evaluation,
     embed,
     embed_for,
     embedder,
-    evaluate,
     fit,
     predict_section,
     predict_slide,
-    slide_thumbnail,
     write_h5ad,
 )
+from histoflow.workflow.demo import demo
+from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, slide_thumbnail
 from histoflow.workflow.slides import (
     Pairs,
     available_backbones,
@@ -34,6 +32,7 @@ __all__ = [
     "evaluate",
     "fit",
     "match",
+    "models_for",
     "predict_expression",
     "predict_section",
     "predict_slide",

@@ -1,4 +1,4 @@
-"""The verbs that people know, from paths to results: embed, fit, predict, evaluate, demo. Thin: the work is below."""
+"""The verbs of a cohort, from paths to models and predictions: embed, fit, predict. Thin: the work is below."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 from anndata import AnnData
 
-from histoflow import bench, datasets, io, models, pl
-from histoflow._errors import OptionError, WeightsError
+from histoflow import io, models
+from histoflow._errors import MissingSlotError, OptionError, WeightsError
 from histoflow._files import atomic_path
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, STD, UNS, facts, section_name
-from histoflow.io.tissue import thumbnail
+from histoflow._keys import EMBEDDINGS, Missing, facts, section_name
 from histoflow.pp import Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
 from histoflow.pp.tiles import TILES, tile_um
@@ -23,10 +21,8 @@ from histoflow.pp.tiles import TILES, tile_um
 if TYPE_CHECKING:
     from wsidata import WSIData
 
-_N_SHOWN = 4
+FEATURES = "features"
 _TILE_UM = 112.0
-_DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
-"""Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
 
 
 def embedder(
@@ -142,12 +138,18 @@ def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator
     encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
     for section in sections:
         for encoder in encoders:
-            if encoder not in section.obsm or encoder not in facts(section).get(EMBEDDINGS, {}):
-                embed(section, encoder)
+            if encoder in section.obsm and encoder in facts(section).get(EMBEDDINGS, {}):
+                continue
+            if facts(section).get("kind") == FEATURES:
+                raise MissingSlotError(
+                    f"section {section_name(section)} came as patch features, without a slide from which {encoder} "
+                    f"could be made; leave out the models that look through {encoder}"
+                )
+            embed(section, encoder)
 
 
 def fit(
-    cohort: io.Cohort,
+    cohort: io.Cohort | AnnData | Sequence[AnnData],
     *,
     model: str = "stflow",
     encoder: str | Encoder = "scatter",
@@ -162,7 +164,8 @@ def fit(
     Parameters
     ----------
     cohort
-        From `read_cohort`; its rows of role reference are fitted on.
+        From `read_cohort`; its rows of role reference are fitted on. Or sections, or Visium AnnData that
+        `section_from_anndata` takes.
     model
         Name of the estimator.
     encoder
@@ -187,18 +190,47 @@ def fit(
     OptionError
         If an option is not offered, or the cohort has no reference.
     """
-    references = list(cohort.select(role="reference"))
-    if not references:
-        raise OptionError(f"cohort {cohort.name} has no reference section with counts; give one the role reference")
+    references = _references(cohort)
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
-    ready = _encoder(encoder, weights)
-    estimator = models.from_name(model, encoder=ready.name, normalize=normalize, seed=seed)
-    if estimator.encoder == ready.name:
-        embed([s for s in references if facts(s).get("kind") != "features"], ready)
-    embed_for(references, [estimator])
+    name, ready = look_through(references, encoder, weights)
+    estimator = models.from_name(model, encoder=name, normalize=normalize, seed=seed)
+    embed_by(references, [estimator], name, ready)
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
-    return estimator.fit(references, panel=genes, min_counts=min_counts)
+    missing: Missing = getattr(cohort, "missing", "error")
+    return estimator.fit(references, panel=genes, min_counts=min_counts, missing=missing)
+
+
+def _references(cohort: io.Cohort | AnnData | Sequence[AnnData]) -> list[AnnData]:
+    if isinstance(cohort, io.Cohort):
+        sections = list(cohort.select(role="reference"))
+        if not sections:
+            raise OptionError(f"cohort {cohort.name} has no reference section with counts; give one the role reference")
+        return sections
+    given = [cohort] if isinstance(cohort, AnnData) else list(cohort)
+    if not given:
+        raise OptionError("there is no section to fit on; give one or more with counts")
+    return [section if facts(section) else io.section_from_anndata(section) for section in given]
+
+
+def look_through(
+    sections: Sequence[AnnData], encoder: str | Encoder, weights: str | Path | None
+) -> tuple[str, Encoder | None]:
+    """Slot of the embeddings, and the encoder that makes them; None where all sections came as patch features."""
+    if all(facts(section).get("kind") == FEATURES for section in sections):
+        return (encoder if isinstance(encoder, str) else encoder.name), None
+    ready = _encoder(encoder, weights)
+    return ready.name, ready
+
+
+def embed_by(
+    sections: Sequence[AnnData], estimators: Iterable[models.Estimator], name: str, ready: Encoder | None
+) -> None:
+    """Embed sections for these estimators: by `ready` those that look through `name`, the others by the registry."""
+    looking = list(estimators)
+    if ready is not None and any(estimator.encoder == name for estimator in looking):
+        embed([section for section in sections if facts(section).get("kind") != FEATURES], ready)
+    embed_for(sections, looking)
 
 
 def predict_section(
@@ -222,7 +254,7 @@ def predict_section(
     As `Estimator.predict`.
     """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
-    if model.encoder and facts(section).get("kind") != "features":
+    if model.encoder and facts(section).get("kind") != FEATURES:
         make = embedder(model.encoder, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
     return model.predict(section, n_samples=n_samples)
@@ -260,172 +292,6 @@ def predict_slide(
     predicted = model.predict(tiles, n_samples=n_samples)
     wsi.tables[f"{model.name}_tiles"] = predicted
     return predicted
-
-
-def evaluate(
-    cohort: io.Cohort,
-    out: str | Path,
-    *,
-    estimators: Mapping[str, models.Estimator] | None = None,
-    by: Any = "section",
-    panel: int | Panel = 50,
-    normalize: str = "library",
-    min_counts: int = 0,
-    seeds: Iterable[int] = (0,),
-) -> pd.DataFrame:
-    """Embed a cohort, score every model on what it has not seen, and draw the figures.
-
-    Parameters
-    ----------
-    cohort
-        From `read_cohort`; its rows of role query are left alone.
-    out
-        Folder of the table, predictions and figures; a later run takes up what is finished there.
-    estimators
-        By the name they have in the table; None for `bench.default_models`.
-    by, panel, normalize, min_counts, seeds
-        As in `bench.run`.
-
-    Returns
-    -------
-    The long table of `bench.run`; also ``results.parquet`` in `out`, beside predictions and figures.
-    """
-    chosen = dict(bench.default_models() if estimators is None else estimators)
-    counted = cohort.select(sections=[row.section for row in cohort.rows if row.role != "query"])
-    bench.plan_folds(counted, by)  # refuses what cannot be split before minutes of embedding
-    embed_for(counted, chosen.values())
-    options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
-    table = bench.run(counted, models=chosen, out=out, **options)
-    draw_evaluation(table, Path(out), counted)
-    return table
-
-
-def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
-    """Draw the figures of an evaluation: models, genes, and maps of every held-out section.
-
-    Parameters
-    ----------
-    table
-        From `bench.run`.
-    out
-        The folder that it wrote to; figures go to ``figures/`` in it.
-    sections
-        The sections of that run.
-
-    Returns
-    -------
-    The files.
-    """
-    scores = bench.summary(table)
-    of_r = scores[scores["metric"] == "pearson"]
-    label = "; ".join(dict.fromkeys(table["shares"]))
-    figures = [
-        pl.save(
-            pl.model_bars(of_r[["model", "fold", "value"]], title=f"held out: {label}"), out / "figures" / "models.png"
-        )
-    ]
-    best = str(table["model"].iloc[-1])
-    for (fold, section), part in table.groupby(["fold", "section"], sort=False):
-        figures += _draw_section(part, out, str(fold), best, next(s for s in sections if section_name(s) == section))
-    return figures
-
-
-def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section: AnnData) -> list[Path]:
-    """Maps, scatters and bars of one held-out section, as the last model of the table predicts it."""
-    name, seed = section_name(section), int(part["seed"].min())
-    own = part[(part["model"] == model) & (part["metric"] == "pearson") & (part["seed"] == seed)]
-    if (own["error"] != "").any():
-        return []
-    predicted = bench.read_prediction(out, fold=fold, section=name, model=model, seed=seed)
-    r = own.set_index("gene")["value"]
-    genes = _spread_by_rank(r)
-    shown = predicted[:, genes]
-    pair = (np.asarray(shown.layers["measured"]), np.asarray(shown.X))
-    scale = str(facts(predicted)["scale"])
-    about: dict[str, Any] = {"genes": genes, "r": r[genes].tolist(), "scale_label": scale}
-    spread = np.asarray(shown.layers[STD]) if STD in shown.layers else None
-    maps = pl.measured_beside_predicted(
-        *pair,
-        xy_um=shown.obsm[SPATIAL_UM],
-        thumbnail=slide_thumbnail(io.open_section_slide(section)),
-        spread=spread,
-        **about,
-    )
-    bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
-    folder = out / "figures"
-    drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
-    return [pl.save(figure, folder / f"{name}-{kind}.png") for kind, figure in drawn.items()]
-
-
-def _spread_by_rank(r: pd.Series) -> list[str]:
-    """Genes from the best to the worst predicted, at even distances in rank: no picking of the good ones."""
-    ranked = list(r.fillna(0.0).sort_values(ascending=False, kind="stable").index)
-    places = np.linspace(0, len(ranked) - 1, min(_N_SHOWN, len(ranked))).round().astype(int)
-    return [str(ranked[place]) for place in places]
-
-
-def slide_thumbnail(wsi: WSIData) -> pl.Thumbnail:
-    """Reduce an opened slide to a small image that knows its place in µm."""
-    known = wsi.attrs[UNS]
-    width, height = known["slide_size_px"]
-    return pl.Thumbnail(thumbnail(wsi), (0.0, width * known["mpp_x"], 0.0, height * known["mpp_y"]))
-
-
-def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, Any]:
-    """Tell the whole story: fit, score on a held-out section, load, predict a slide without counts if there is one.
-
-    Parameters
-    ----------
-    out
-        Folder of models, predictions, table and figures.
-    dataset
-        ``"toy"``, built in; ``"her2st"`` or ``"breast"``, public sections fetched on request, the last one held out.
-    seed
-        Of the toy cohort and of the estimators.
-
-    Returns
-    -------
-    Where everything is, and the mean r of every model on the held-out section.
-
-    Raises
-    ------
-    OptionError
-        If the data set is not offered.
-    ReadError
-        If it cannot be fetched.
-    """
-    folder = Path(out)
-    cohort = _demo_cohort(dataset, seed)
-    estimators = dict(bench.default_models())
-    estimators["stflow"] = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
-    table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
-    saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
-    for query in cohort.queries:
-        _draw_query(models.load(saved), query, folder)
-    scores = bench.summary(table)
-    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
-    return {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
-
-
-def _demo_cohort(dataset: str, seed: int) -> io.Cohort:
-    if dataset == "toy":
-        return datasets.toy(seed=seed)
-    if dataset not in ("her2st", "breast"):
-        raise OptionError(f"dataset must be toy, her2st or breast, got {dataset!r}")
-    rows = (datasets.her2st() if dataset == "her2st" else datasets.breast()).rows
-    return io.Cohort([*rows[:-1], replace(rows[-1], role="held_out")], name=dataset)
-
-
-def _draw_query(model: models.Estimator, query: io.Row, folder: Path) -> Path:
-    """Predict a slide without counts, and draw some genes on its tissue."""
-    wsi = io.open_wsi(str(query.slide), mpp=query.mpp)
-    predicted = predict_slide(model, wsi)
-    write_h5ad(predicted, folder / f"{query.section}.h5ad")
-    genes = list(predicted.var_names[:_N_SHOWN])
-    about: dict[str, Any] = {"genes": genes, "scale_label": str(facts(predicted)["scale"])}
-    expression, xy_um = np.asarray(predicted[:, genes].X), predicted.obsm[SPATIAL_UM]
-    of_query = pl.expression_map(expression, xy_um, thumbnail=slide_thumbnail(wsi), **about)
-    return pl.save(of_query, folder / "figures" / f"{query.section}-predicted.png")
 
 
 def write_h5ad(predicted: AnnData, path: str | Path) -> None:

@@ -1,0 +1,176 @@
+"""Held-out evaluation of a cohort, from paths to a table and its figures. Thin: the work is below."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from histoflow import bench, io, models, pl
+from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow.io.tissue import thumbnail
+from histoflow.pp import Encoder, Panel
+from histoflow.workflow.cohorts import FEATURES, embed_by, embed_for, look_through
+
+if TYPE_CHECKING:
+    from wsidata import WSIData
+
+N_SHOWN = 4
+"""Genes in a figure."""
+
+
+def models_for(
+    cohort: io.Cohort,
+    names: Iterable[str],
+    *,
+    encoder: str | Encoder = "scatter",
+    weights: str | Path | None = None,
+    by: Any = "section",
+) -> dict[str, models.Estimator]:
+    """Make estimators to compare, and embed the sections of a cohort for them.
+
+    Parameters
+    ----------
+    cohort
+        From `read_cohort`; its rows of role query are left alone.
+    names
+        Names of estimators.
+    encoder, weights
+        As in `fit`, for those that let one choose.
+    by
+        As in `bench.run`; what cannot be split is refused before minutes of embedding.
+
+    Returns
+    -------
+    Estimators by name, for `evaluate`.
+
+    Raises
+    ------
+    OptionError
+        If a name or the encoder is not offered.
+    SplitError
+        If the cohort cannot be split so.
+    """
+    counted = _counted(cohort)
+    bench.plan_folds(counted, by)
+    name, ready = look_through(counted, encoder, weights)
+    chosen = {model: models.from_name(model, encoder=name) for model in names}
+    embed_by(counted, chosen.values(), name, ready)
+    return chosen
+
+
+def _counted(cohort: io.Cohort) -> io.Cohort:
+    return cohort.select(sections=[row.section for row in cohort.rows if row.role != "query"])
+
+
+def evaluate(
+    cohort: io.Cohort,
+    out: str | Path,
+    *,
+    estimators: Mapping[str, models.Estimator] | None = None,
+    by: Any = "section",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seeds: Iterable[int] = (0,),
+) -> pd.DataFrame:
+    """Embed a cohort, score every model on what it has not seen, and draw the figures.
+
+    Parameters
+    ----------
+    cohort
+        From `read_cohort`; its rows of role query are left alone.
+    out
+        Folder of the table, predictions and figures; a later run takes up what is finished there.
+    estimators
+        By the name they have in the table; None for `bench.default_models`.
+    by, panel, normalize, min_counts, seeds
+        As in `bench.run`.
+
+    Returns
+    -------
+    The long table of `bench.run`; also ``results.parquet`` in `out`, beside predictions and figures.
+    """
+    chosen = dict(bench.default_models() if estimators is None else estimators)
+    counted = _counted(cohort)
+    bench.plan_folds(counted, by)  # refuses what cannot be split before minutes of embedding
+    embed_for(counted, chosen.values())
+    options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
+    table = bench.run(counted, models=chosen, out=out, **options)
+    draw_evaluation(table, Path(out), counted)
+    return table
+
+
+def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
+    """Draw the figures of an evaluation: models, genes, and maps of every held-out section.
+
+    Parameters
+    ----------
+    table
+        From `bench.run`.
+    out
+        The folder that it wrote to; figures go to ``figures/`` in it.
+    sections
+        The sections of that run.
+
+    Returns
+    -------
+    The files.
+    """
+    scores = bench.summary(table)
+    of_r = scores[scores["metric"] == "pearson"]
+    label = "; ".join(dict.fromkeys(table["shares"]))
+    figures = [
+        pl.save(
+            pl.model_bars(of_r[["model", "fold", "value"]], title=f"held out: {label}"), out / "figures" / "models.png"
+        )
+    ]
+    best = str(table["model"].iloc[-1])
+    for (fold, section), part in table.groupby(["fold", "section"], sort=False):
+        figures += _draw_section(part, out, str(fold), best, next(s for s in sections if section_name(s) == section))
+    return figures
+
+
+def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section: AnnData) -> list[Path]:
+    """Maps, scatters and bars of one held-out section, as the last model of the table predicts it."""
+    name, seed = section_name(section), int(part["seed"].min())
+    own = part[(part["model"] == model) & (part["metric"] == "pearson") & (part["seed"] == seed)]
+    if (own["error"] != "").any():
+        return []
+    predicted = bench.read_prediction(out, fold=fold, section=name, model=model, seed=seed)
+    r = own.set_index("gene")["value"]
+    genes = _spread_by_rank(r)
+    shown = predicted[:, genes]
+    pair = (np.asarray(shown.layers["measured"]), np.asarray(shown.X))
+    scale = str(facts(predicted)["scale"])
+    about: dict[str, Any] = {"genes": genes, "r": r[genes].tolist(), "scale_label": scale}
+    spread = np.asarray(shown.layers[STD]) if STD in shown.layers else None
+    maps = pl.measured_beside_predicted(
+        *pair,
+        xy_um=shown.obsm[SPATIAL_UM],
+        thumbnail=None if facts(section).get("kind") == FEATURES else slide_thumbnail(io.open_section_slide(section)),
+        spread=spread,
+        **about,
+    )
+    bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
+    folder = out / "figures"
+    drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
+    return [pl.save(figure, folder / f"{name}-{kind}.png") for kind, figure in drawn.items()]
+
+
+def _spread_by_rank(r: pd.Series) -> list[str]:
+    """Genes from the best to the worst predicted, at even distances in rank: no picking of the good ones."""
+    ranked = list(r.fillna(0.0).sort_values(ascending=False, kind="stable").index)
+    places = np.linspace(0, len(ranked) - 1, min(N_SHOWN, len(ranked))).round().astype(int)
+    return [str(ranked[place]) for place in places]
+
+
+def slide_thumbnail(wsi: WSIData) -> pl.Thumbnail:
+    """Reduce an opened slide to a small image that knows its place in µm."""
+    known = wsi.attrs[UNS]
+    width, height = known["slide_size_px"]
+    return pl.Thumbnail(thumbnail(wsi), (0.0, width * known["mpp_x"], 0.0, height * known["mpp_y"]))
