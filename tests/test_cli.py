@@ -232,6 +232,26 @@ def test_evaluate_refuses_a_split_that_leaks(manifest, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def test_auto_says_what_it_chose_and_by_how_much(manifest, panel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "AUTO_NAMES", ("mean", "color"))
+    arguments = ["fit", manifest, "--model", "auto", "--panel", panel_file, "--out"]
+    done = histoflow(*arguments, tmp_path / "model")
+    assert done.code == 0, done.err
+    told = models.load(tmp_path / "model").training_["auto"]
+    chosen, other = told["rows"]
+    assert done.out.startswith(
+        f"auto chose {chosen['model']}: mean r {chosen['mean_r']:.3f} on 3 folds of whole sections"
+    )
+    assert f"ahead of {other['model']} by {told['ahead_by']:.3f}\nfitted {chosen['model']} on" in done.out
+    assert histoflow(*arguments, tmp_path / "again", "--json").json["auto"] == told
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
+    scored = histoflow(
+        "evaluate", manifest, "--out", tmp_path / "out", "--panel", panel_file, "--models", "auto", "--json"
+    )
+    assert scored.code == 0, scored.err
+    assert set(scored.json["mean"]) == {"auto"}
+
+
 # encoders, doctor
 
 

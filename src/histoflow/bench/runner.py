@@ -18,7 +18,15 @@ from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
 from histoflow._files import atomic_path, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, facts, section_name
 from histoflow._progress import track
-from histoflow.models import ColorBaseline, Estimator, LibrarySizeBaseline, LocationBaseline, MeanBaseline, from_name
+from histoflow.models import (
+    Auto,
+    ColorBaseline,
+    Estimator,
+    LibrarySizeBaseline,
+    LocationBaseline,
+    MeanBaseline,
+    from_name,
+)
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
@@ -46,7 +54,7 @@ class _Job:
     test: list[AnnData]
     panel: Panel
     model: str
-    estimator: Estimator
+    estimator: Estimator | Auto
     missing: Missing
 
     def key(self) -> str:
@@ -60,7 +68,7 @@ class _Job:
 def run(
     cohort: Sequence[AnnData],
     *,
-    models: Mapping[str, Estimator] | None = None,
+    models: Mapping[str, Estimator | Auto] | None = None,
     by: Level = "section",
     panel: int | Panel = 50,
     normalize: str = "library",
@@ -75,7 +83,8 @@ def run(
     cohort
         Embedded sections with raw counts; of a `Cohort` its `missing` says what a gene is that a table lacks.
     models
-        Estimators by the name they have in the table, not fitted; None for `default_models`.
+        Estimators, or choices among estimators, by the name they have in the table, not fitted; None for
+        `default_models`.
     by
         What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``. Where the manifest gives
         sections the role held_out, these are the only fold.
@@ -203,7 +212,7 @@ def _jobs(
     folds: list[Fold],
     panels: list[Panel],
     sections: list[AnnData],
-    models: Mapping[str, Estimator],
+    models: Mapping[str, Estimator | Auto],
     normalize: str,
     seeds: list[int],
     missing: Missing,
@@ -254,16 +263,16 @@ def _key_of(prediction: Path) -> str | None:
 
 
 def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
-    job.estimator.fit(job.train, panel=job.panel, missing=job.missing)
+    fitted = job.estimator.fit(job.train, panel=job.panel, missing=job.missing)
     if out is not None:
-        job.estimator.save(model_path(out, fold=job.fold.name, model=job.model, seed=job.estimator.seed))
-    measure = partial(panel_log1p, panel=job.panel, normalize=job.estimator.normalize, missing=job.missing)
+        fitted.save(model_path(out, fold=job.fold.name, model=job.model, seed=job.estimator.seed))
+    measure = partial(panel_log1p, panel=job.panel, normalize=fitted.normalize, missing=job.missing)
     measured_train = [measure(section) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
     rows = []
     for section in job.test:
         measured = measure(section)
-        for model, predicted in _predictions(job, section).items():
+        for model, predicted in _predictions(job.model, fitted, section).items():
             if isinstance(predicted, HistoflowError):
                 rows.append(_failed(job.panel, section, model, str(predicted)))
                 continue
@@ -274,17 +283,17 @@ def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
     return rows
 
 
-def _predictions(job: _Job, section: AnnData) -> dict[str, AnnData | HistoflowError]:
+def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, AnnData | HistoflowError]:
     """Predictions by model name; an estimator that has no meaning here gives its reason instead."""
-    if isinstance(job.estimator, LocationBaseline):
+    if isinstance(fitted, LocationBaseline):
         try:
-            return {job.model: job.estimator.predict(section)}
+            return {name: fitted.predict(section)}
         except SplitError as err:
-            return {job.model: err}
-    found: dict[str, AnnData | HistoflowError] = {job.model: job.estimator.predict(section)}
-    if isinstance(job.estimator, LibrarySizeBaseline):
-        oracle = job.estimator.predict_given_totals(section, library_size(section))
-        found[true_totals_name(job.model)] = oracle
+            return {name: err}
+    found: dict[str, AnnData | HistoflowError] = {name: fitted.predict(section)}
+    if isinstance(fitted, LibrarySizeBaseline):
+        oracle = fitted.predict_given_totals(section, library_size(section))
+        found[true_totals_name(name)] = oracle
     return found
 
 

@@ -41,7 +41,7 @@ def demo(dataset: str, out: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("cohort", type=PATH)
 @click.option("--out", type=PATH, required=True, help="Folder of the model.")
-@click.option("--model", default="stflow", show_default=True)
+@click.option("--model", default="stflow", show_default=True, help="An estimator's name, or auto for the best.")
 @encoder_option
 @weights_option
 @panel_option
@@ -52,13 +52,16 @@ def demo(dataset: str, out: Path, as_json: bool) -> None:
 @json_option
 def fit(cohort: Path, out: Path, as_json: bool, panel: str, missing: str, **options: Any) -> None:
     """Fit a model on the references of a COHORT manifest."""
-    from histoflow import io, workflow
+    from histoflow import io, models, workflow
 
     model = workflow.fit(io.read_cohort(cohort, missing=missing), panel=panel_of(panel), **options)
     model.save(out)
-    told = {key: model.training_[key] for key in ("sections", "n_spots", "n_spots_left_out")}
+    known = ("sections", "n_spots", "n_spots_left_out", "auto")
+    told = {key: model.training_[key] for key in known if key in model.training_}
     trained = f"{sum(told['n_spots'])} spots of {len(told['sections'])} sections ({told['n_spots_left_out']} left out)"
-    say({"model": str(out), **told}, f"fitted {model.name} on {trained}; the model is in {out}", as_json=as_json)
+    chosen = f"{models.auto_sentence(told['auto'])}\n" if "auto" in told else ""
+    text = f"{chosen}fitted {model.name} on {trained}; the model is in {out}"
+    say({"model": str(out), **told}, text, as_json=as_json)
 
 
 @click.command()

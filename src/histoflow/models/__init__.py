@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from histoflow._errors import OptionError
+from histoflow.models.auto import Auto
+from histoflow.models.auto import sentence as auto_sentence
 from histoflow.models.base import Estimator, load_estimator
 from histoflow.models.baselines import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
+from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
 from histoflow.models.lazyslide import as_lazyslide_model
 from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
@@ -19,10 +22,15 @@ _KINDS: dict[str, type[Estimator]] = {
 
 NAMES = tuple(_KINDS)
 """Names of all estimators, as options take them."""
+AUTO_NAMES = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, RidgeProbe.name, STFlow.name)
+"""What `auto` chooses from."""
 
 __all__ = [
+    "AUTO_NAMES",
     "NAMES",
+    "Auto",
     "ColorBaseline",
+    "CrossFit",
     "Estimator",
     "LibrarySizeBaseline",
     "LocationBaseline",
@@ -32,8 +40,12 @@ __all__ = [
     "STFlow",
     "Training",
     "as_lazyslide_model",
+    "auto",
+    "auto_sentence",
+    "cross_fit",
     "from_name",
     "load",
+    "training_folds",
 ]
 
 
@@ -83,3 +95,19 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
     made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
     chooses = made.encoder is not None and name != ColorBaseline.name
     return made.clone(encoder=encoder) if chooses else made
+
+
+def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0, looks_at_slides: bool = True) -> Auto:
+    """Make the choice among `AUTO_NAMES`, with their defaults.
+
+    Parameters
+    ----------
+    encoder, normalize, seed
+        As in `from_name`.
+    looks_at_slides
+        Whether sections have slides; without them, only candidates that look through `encoder`, or at nothing, remain.
+    """
+    made = {name: from_name(name, encoder=encoder, normalize=normalize, seed=seed) for name in AUTO_NAMES}
+    if not looks_at_slides:
+        made = {name: one for name, one in made.items() if one.encoder in (None, encoder)}
+    return Auto(made)

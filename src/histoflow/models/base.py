@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
 from histoflow._files import atomic_path, read_json, write_json
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
+from histoflow._keys import EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
@@ -135,6 +135,7 @@ class Estimator(ABC):
         -------
         New AnnData with the same ``obs_names`` and the panel as ``var_names``: X the mean of the draws, log1p on the
         model's scale, float32; ``layers["std"]`` their standard deviation where the estimator draws;
+        ``var["held_out_r"]``, Pearson r of each gene in the cross-fit, where the model was cross-fitted;
         ``uns["histoflow"]`` with method, encoder, panel, scale, seed and versions.
 
         Raises
@@ -150,6 +151,8 @@ class Estimator(ABC):
         draws = self._draw(spots_of(section, self.encoder, self.embedding_), n_samples)
         predicted = AnnData(X=draws.mean(axis=0, dtype=np.float64).astype(np.float32), obs=section.obs.copy())
         predicted.var_names = pd.Index(panel.genes, dtype=object)
+        if HELD_OUT_R in self.training_:
+            predicted.var[HELD_OUT_R] = [self.training_[HELD_OUT_R][gene] for gene in panel.genes]
         if len(draws) > 1:
             predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
         for key in (SPATIAL, SPATIAL_UM):

@@ -133,9 +133,9 @@ def sized_for(make: Embedder, patch_um: float) -> Embedder:
     return replace(make, recipe=replace(make.recipe, patch_um=(patch_um, 2 * patch_um)))
 
 
-def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
+def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator | models.Auto]) -> None:
     """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is."""
-    encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
+    encoders = dict.fromkeys(one.encoder for one in _each(estimators) if one.encoder)
     for section in sections:
         for encoder in encoders:
             if encoder in section.obsm and encoder in facts(section).get(EMBEDDINGS, {}):
@@ -146,6 +146,12 @@ def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator
                     f"could be made; leave out the models that look through {encoder}"
                 )
             embed(section, encoder)
+
+
+def _each(estimators: Iterable[models.Estimator | models.Auto]) -> list[models.Estimator]:
+    """The estimators, and in place of a choice its candidates."""
+    nested = ([*e.candidates.values()] if isinstance(e, models.Auto) else [e] for e in estimators)
+    return [estimator for several in nested for estimator in several]
 
 
 def fit(
@@ -167,7 +173,7 @@ def fit(
         From `read_cohort`; its rows of role reference are fitted on. Or sections, or Visium AnnData that
         `section_from_anndata` takes.
     model
-        Name of the estimator.
+        Name of the estimator; ``"auto"`` for the one that predicts held-out parts of the references best.
     encoder
         What it looks through: an encoder, or the name of one, as `pp.get_encoder` takes it.
     panel
@@ -193,12 +199,19 @@ def fit(
     references = _references(cohort)
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
     name, ready = look_through(references, encoder, weights)
-    estimator = models.from_name(model, encoder=name, normalize=normalize, seed=seed)
+    estimator = named(model, ready, encoder=name, normalize=normalize, seed=seed)
     embed_by(references, [estimator], name, ready)
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     missing: Missing = getattr(cohort, "missing", "error")
     return estimator.fit(references, panel=genes, min_counts=min_counts, missing=missing)
+
+
+def named(name: str, ready: Encoder | None, **options: Any) -> models.Estimator | models.Auto:
+    """Make what is called `name`, a choice where it is auto; `ready` is None for sections without slides."""
+    if name == models.Auto.name:
+        return models.auto(**options, looks_at_slides=ready is not None)
+    return models.from_name(name, **options)
 
 
 def _references(cohort: io.Cohort | AnnData | Sequence[AnnData]) -> list[AnnData]:
@@ -224,11 +237,11 @@ def look_through(
 
 
 def embed_by(
-    sections: Sequence[AnnData], estimators: Iterable[models.Estimator], name: str, ready: Encoder | None
+    sections: Sequence[AnnData], estimators: Iterable[models.Estimator | models.Auto], name: str, ready: Encoder | None
 ) -> None:
     """Embed sections for these estimators: by `ready` those that look through `name`, the others by the registry."""
     looking = list(estimators)
-    if ready is not None and any(estimator.encoder == name for estimator in looking):
+    if ready is not None and any(estimator.encoder == name for estimator in _each(looking)):
         embed([section for section in sections if facts(section).get("kind") != FEATURES], ready)
     embed_for(sections, looking)
 

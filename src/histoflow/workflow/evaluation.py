@@ -14,7 +14,7 @@ from histoflow import bench, io, models, pl
 from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
-from histoflow.workflow.cohorts import FEATURES, embed_by, embed_for, look_through
+from histoflow.workflow.cohorts import FEATURES, embed_by, embed_for, look_through, named
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -30,7 +30,7 @@ def models_for(
     encoder: str | Encoder = "scatter",
     weights: str | Path | None = None,
     by: Any = "section",
-) -> dict[str, models.Estimator]:
+) -> dict[str, models.Estimator | models.Auto]:
     """Make estimators to compare, and embed the sections of a cohort for them.
 
     Parameters
@@ -38,7 +38,7 @@ def models_for(
     cohort
         From `read_cohort`; its rows of role query are left alone.
     names
-        Names of estimators.
+        Names of estimators, ``"auto"`` among them.
     encoder, weights
         As in `fit`, for those that let one choose.
     by
@@ -58,7 +58,7 @@ def models_for(
     counted = _counted(cohort)
     bench.plan_folds(counted, by)
     name, ready = look_through(counted, encoder, weights)
-    chosen = {model: models.from_name(model, encoder=name) for model in names}
+    chosen = {model: named(model, ready, encoder=name) for model in names}
     embed_by(counted, chosen.values(), name, ready)
     return chosen
 
@@ -71,7 +71,7 @@ def evaluate(
     cohort: io.Cohort,
     out: str | Path,
     *,
-    estimators: Mapping[str, models.Estimator] | None = None,
+    estimators: Mapping[str, models.Estimator | models.Auto] | None = None,
     by: Any = "section",
     panel: int | Panel = 50,
     normalize: str = "library",
