@@ -8,10 +8,10 @@ from tests.pp.test_zoo import exported
 from tests.test_workflow import PANEL, tiny_cohort
 
 import histoflow as hf
-from histoflow import io
+from histoflow import io, workflow
 from histoflow._errors import TrainingWarning, WeightsError
 from histoflow._keys import UNS
-from histoflow.pp import Encoder
+from histoflow.pp import Encoder, get_encoder
 
 GENES = list(PANEL.genes)
 
@@ -69,6 +69,16 @@ def test_every_encoder_goes_through_fit_and_predict(wsi, reference, tmp_path, ca
     assert (
         wsi.tables[f"{made['name']}_tiles"].n_vars == 2 * width * 3
     )  # two fields of view, themselves and two contexts
+
+
+def test_a_model_in_half_precision_embeds_what_it_predicts_alike(shared, reference, tmp_path):
+    weights = timm_checkpoint("test_vit", tmp_path)
+    model = hf.fit(
+        reference, model="hest_fm", encoder=get_encoder("timm:test_vit", weights=weights, amp=True), panel=PANEL
+    )
+    assert model.embedding_["amp"] is True
+    predicted = workflow.predict_section(model, shared.select(sections=["P2_B"])[0].copy(), weights=weights)
+    assert predicted.uns[UNS]["embedding"]["id"] == model.embedding_["id"]
 
 
 def test_weights_that_nobody_has_are_asked_for(wsi, reference, monkeypatch, tmp_path):

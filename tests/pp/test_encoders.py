@@ -87,6 +87,14 @@ def test_weights_for_an_encoder_without_any_are_refused(tmp_path):
         get_encoder("scatter", weights=tmp_path)
 
 
+def test_half_precision_is_asked_for_by_name_and_refused_where_there_is_no_network(tiny, tmp_path):
+    script(tiny, 224, tmp_path / "tiny.pt")
+    assert get_encoder("mine", weights=tmp_path / "tiny.pt", amp=True).facts()["amp"] is True
+    assert "amp" not in get_encoder("mine", weights=tmp_path / "tiny.pt").facts()
+    with pytest.raises(OptionError, match="scatter is no network"):
+        get_encoder("scatter", amp=True)
+
+
 def test_a_list_tells_licence_access_size_and_use():
     infos = {info.name: info for info in available_encoders()}
     assert list(infos)[:2] == ["scatter", "color"]

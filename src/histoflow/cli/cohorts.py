@@ -12,6 +12,7 @@ from histoflow._errors import OptionError
 from histoflow.cli.root import (
     MANIFESTS,
     PATH,
+    amp_option,
     encoder_option,
     json_option,
     min_counts_option,
@@ -44,17 +45,22 @@ def demo(dataset: str, out: Path, as_json: bool) -> None:
 @click.option("--model", default="stflow", show_default=True, help="An estimator's name, or auto for the best.")
 @encoder_option
 @weights_option
+@amp_option
 @panel_option
 @normalize_option
 @min_counts_option
 @missing_option
 @click.option("--seed", default=0, show_default=True)
 @json_option
-def fit(cohort: Path, out: Path, as_json: bool, panel: str, missing: str, **options: Any) -> None:
+def fit(
+    cohort: Path, out: Path, as_json: bool, encoder: str, amp: bool, panel: str, missing: str, **options: Any
+) -> None:
     """Fit a model on the references of a COHORT manifest."""
     from histoflow import io, models, workflow
 
-    model = workflow.fit(io.read_cohort(cohort, missing=missing), panel=panel_of(panel), **options)
+    sections = io.read_cohort(cohort, missing=missing)
+    looks_through = workflow.chosen_encoder(encoder, options["weights"], amp=amp)
+    model = workflow.fit(sections, encoder=looks_through, panel=panel_of(panel), **options)
     model.save(out)
     known = ("sections", "n_spots", "n_spots_left_out", "auto")
     told = {key: model.training_[key] for key in known if key in model.training_}
@@ -131,6 +137,7 @@ def _predict_row(fitted: Any, cohort: Any, section: str | None, at: str | None, 
 @click.option("--models", "names", default="mean,library_size,color,hest_fm,stflow", show_default=True)
 @encoder_option
 @weights_option
+@amp_option
 @panel_option
 @normalize_option
 @min_counts_option
@@ -144,6 +151,7 @@ def evaluate(
     names: str,
     encoder: str,
     weights: Path | None,
+    amp: bool,
     panel: str,
     normalize: str,
     min_counts: int,
@@ -155,7 +163,8 @@ def evaluate(
     from histoflow import bench, io, workflow
 
     sections = io.read_cohort(cohort, missing=missing)
-    chosen = workflow.models_for(sections, names.split(","), encoder=encoder, weights=weights, by=by)
+    looks_through = workflow.chosen_encoder(encoder, weights, amp=amp)
+    chosen = workflow.models_for(sections, names.split(","), encoder=looks_through, weights=weights, by=by)
     options: dict[str, Any] = {"panel": panel_of(panel), "normalize": normalize, "min_counts": min_counts}
     table = workflow.evaluate(sections, out, estimators=chosen, by=by, seeds=range(seeds), **options)
     scores = bench.summary(table)

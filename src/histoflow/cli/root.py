@@ -21,6 +21,7 @@ PATH = click.Path(path_type=Path)
 
 encoder_option = click.option("--encoder", default="scatter", show_default=True, help="Encoder of the patches.")
 weights_option = click.option("--weights", type=PATH, help="Local file of the encoder's weights.")
+amp_option = click.option("--amp", is_flag=True, help="Encode in bfloat16 where that is faster and agrees.")
 panel_option = click.option("--panel", default="50", show_default=True, help="Number of genes, or a file of names.")
 normalize_option = click.option("--normalize", default="library", show_default=True, help="library or none.")
 min_counts_option = click.option("--min-counts", default=0, show_default=True, help="Leave out poorer spots.")

@@ -1,6 +1,7 @@
 """The verbs that people know, from paths to results. Thin: the work is below."""
 
 from histoflow.workflow.cohorts import (
+    chosen_encoder,
     embed,
     embed_for,
     embedder,
@@ -24,6 +25,7 @@ from histoflow.workflow.slides import (
 __all__ = [
     "Pairs",
     "available_backbones",
+    "chosen_encoder",
     "demo",
     "draw_evaluation",
     "embed",

@@ -60,6 +60,7 @@ def embedder(
     """
     ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if made is not None:
+        ready = replace(ready, amp=bool(made.get("amp", False)))
         sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
         recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
     else:
@@ -205,6 +206,11 @@ def fit(
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     missing: Missing = getattr(cohort, "missing", "error")
     return estimator.fit(references, panel=genes, min_counts=min_counts, missing=missing)
+
+
+def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> str | Encoder:
+    """The name of an encoder, or with `amp` the encoder itself, computing in bfloat16 where that is faster."""
+    return get_encoder(encoder, weights=weights, amp=True) if amp else encoder
 
 
 def named(name: str, ready: Encoder | None, **options: Any) -> models.Estimator | models.Auto:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -16,7 +17,12 @@ _OURS = Card("BSD-3-Clause")
 
 
 def get_encoder(
-    name: str, *, weights: str | Path | None = None, token: str | None = None, cache_dir: str | Path | None = None
+    name: str,
+    *,
+    weights: str | Path | None = None,
+    token: str | None = None,
+    cache_dir: str | Path | None = None,
+    amp: bool = False,
 ) -> Encoder:
     """Return the encoder called `name`, ready to run.
 
@@ -33,6 +39,9 @@ def get_encoder(
         Token of the Hugging Face hub for gated weights; None for the one that the hub's own settings hold.
     cache_dir
         Cache folder for downloads where ``HF_HOME`` is not set; None for the default.
+    amp
+        Compute a network in bfloat16 where the machine is faster with it and the first batch agrees with float32, see
+        `Encoder`. Such embeddings are another kind than those in float32.
 
     Returns
     -------
@@ -41,7 +50,7 @@ def get_encoder(
     Raises
     ------
     OptionError
-        If there is none of that name, or it takes no weights and some are given.
+        If there is none of that name, or it is no network and weights or `amp` are given.
     WeightsError
         If the weights are missing, unreachable or of another network: what to download, where to put it, and which
         setting finds it.
@@ -54,10 +63,17 @@ def get_encoder(
     >>> get_encoder("color").n_features
     15
     """
-    if name in _BUILT_IN:
-        if weights is not None:
-            raise OptionError(f"encoder {name} has no weights, but weights={str(weights)!r} are given; leave them out")
-        return _BUILT_IN[name]()
+    if name not in _BUILT_IN:
+        made = _network(name, weights, token, cache_dir)
+        return replace(made, amp=True) if amp else made
+    if weights is not None:
+        raise OptionError(f"encoder {name} has no weights, but weights={str(weights)!r} are given; leave them out")
+    if amp:
+        raise OptionError(f"encoder {name} is no network and gains nothing from bfloat16; leave out amp")
+    return _BUILT_IN[name]()
+
+
+def _network(name: str, weights: str | Path | None, token: str | None, cache_dir: str | Path | None) -> Encoder:
     if zoo.known(name):
         return zoo.build(name, weights=weights, token=token, cache_dir=cache_dir)
     if name.startswith(timm_models.PREFIX) or timm_models.known(name):
