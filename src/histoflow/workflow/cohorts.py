@@ -64,8 +64,8 @@ def embedder(
     """
     ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if made is not None:
-        sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
-        recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
+        patch_um, context_um = (tuple(map(float, made[key])) for key in ("patch_um", "context_um"))
+        recipe = Recipe(patch_um, context_um, float(made["grid_um"]), bool(made.get("standardize", True)))
     else:
         recipe = Recipe(context_um=()) if ready.name == "color" else Recipe()
     return Embedder(ready, recipe, cache_dir, batch_size, device)
@@ -138,12 +138,16 @@ def sized_for(make: Embedder, patch_um: float) -> Embedder:
 
 
 def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
-    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is."""
-    encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
+    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is.
+
+    Where one of them is pretrained, and another learns from the same encoder, the other's recipe holds for both.
+    """
+    pretrained_first = sorted((e for e in estimators if e.encoder), key=lambda e: e.recipe is None)
+    recipes = {str(e.encoder): e.recipe for e in pretrained_first}
     for section in sections:
-        for encoder in encoders:
+        for encoder, recipe in recipes.items():
             if encoder not in section.obsm or encoder not in facts(section).get(EMBEDDINGS, {}):
-                embed(section, encoder)
+                embedder(encoder, made=recipe).section(section, io.open_section_slide(section))
 
 
 def fit(
