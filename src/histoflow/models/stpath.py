@@ -142,6 +142,23 @@ class STPathZeroShot(Estimator):
         self.device = device
         self._ready: _Ready | None = None
 
+    def check(self) -> None:
+        """Refuse what `fit` would refuse before it looks at any gene or section.
+
+        Raises
+        ------
+        OptionError
+            If no organ is given.
+        WeightsError
+            If there are no weights, or no vocabulary.
+        """
+        if self.organ is None:
+            raise OptionError(
+                f'stpath needs the organ; give organ= (--organ), one of {", ".join(ORGANS[3:])}, or "unstated"'
+            )
+        self._weights()
+        self._vocabulary()
+
     def all_genes(self) -> Panel:
         """Every gene of the vocabulary, by Ensembl id, in the order of the columns.
 
@@ -241,10 +258,7 @@ class STPathZeroShot(Estimator):
         _log.warning("stpath: licence of the weights: %s; whether you may use them is yours to make sure", LICENCE)
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
-        if self.organ is None:
-            raise OptionError(
-                f'stpath needs the organ; give organ= (--organ), one of {", ".join(ORGANS[3:])}, or "unstated"'
-            )
+        self.check()
         path, vocabulary = self._weights(), self._vocabulary()
         self._tell_licence()
         tokens = vocabulary.tokens_of_panel(self._fitted().genes)

@@ -5,6 +5,8 @@ from histoflow.workflow.cohorts import (
     draw_evaluation,
     embed,
     embed_for,
+    embed_spots_for,
+    embed_tiles_for,
     embedder,
     evaluate,
     fit,
@@ -22,6 +24,7 @@ from histoflow.workflow.slides import (
     spot_features,
     tile,
 )
+from histoflow.workflow.zeroshot import predict_to_file, zero_shot
 
 __all__ = [
     "Pairs",
@@ -30,6 +33,8 @@ __all__ = [
     "draw_evaluation",
     "embed",
     "embed_for",
+    "embed_spots_for",
+    "embed_tiles_for",
     "embedder",
     "evaluate",
     "fit",
@@ -37,9 +42,11 @@ __all__ = [
     "predict_expression",
     "predict_section",
     "predict_slide",
+    "predict_to_file",
     "read_visium_with_image",
     "slide_thumbnail",
     "spot_features",
     "tile",
     "write_h5ad",
+    "zero_shot",
 ]

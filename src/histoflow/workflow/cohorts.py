@@ -189,8 +189,10 @@ def fit(
     Raises
     ------
     OptionError
-        If an option is not offered, or the cohort has no reference.
+        If an option is not offered, the cohort has no reference, or the model is pretrained and learns nothing.
     """
+    if model == models.STPathZeroShot.name:
+        raise OptionError("model stpath is pretrained: nothing is fitted; use histoflow predict --model stpath")
     references = list(cohort.select(role="reference"))
     if not references:
         raise OptionError(f"cohort {cohort.name} has no reference section with counts; give one the role reference")
@@ -225,11 +227,30 @@ def predict_section(
     -------
     As `Estimator.predict`.
     """
+    return model.predict(embed_spots_for(model, section, weights), n_samples=n_samples)
+
+
+def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Path | None = None) -> AnnData:
+    """Embed the spots of a section from its slide, in place, as a model needs them.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator.
+    section
+        Features that were read from a file stay as they are.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
+
+    Returns
+    -------
+    The same section.
+    """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
     if model.encoder and facts(section).get("kind") != "features":
         make = embedder(model.encoder, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
-    return model.predict(section, n_samples=n_samples)
+    return section
 
 
 def predict_slide(
@@ -257,13 +278,36 @@ def predict_slide(
     OptionError
         If the model looks at no image.
     """
+    predicted = model.predict(embed_tiles_for(model, wsi, weights), n_samples=n_samples)
+    wsi.tables[f"{model.name}_tiles"] = predicted
+    return predicted
+
+
+def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path | None = None) -> AnnData:
+    """Lay tiles over the tissue of a slide, at the spot distance of the training sections, and embed them.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator that looks at images; a pretrained one has no spot distance and gets tiles of 112 µm.
+    wsi
+        A slide from `open_wsi`.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
+
+    Returns
+    -------
+    A section without genes, as from `Embedder.tiles`.
+
+    Raises
+    ------
+    OptionError
+        If the model looks at no image.
+    """
     if model.encoder is None:
         raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    tiles = embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
-    predicted = model.predict(tiles, n_samples=n_samples)
-    wsi.tables[f"{model.name}_tiles"] = predicted
-    return predicted
+    return embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
 
 
 def evaluate(
