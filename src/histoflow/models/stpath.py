@@ -260,10 +260,10 @@ class STPathZeroShot(Estimator):
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         self.check()
         path, vocabulary = self._weights(), self._vocabulary()
-        self._tell_licence()
         tokens = vocabulary.tokens_of_panel(self._fitted().genes)
         network = network_of(read_state(path), f"weights {path}")
         vocabulary.check_width(network.n_outputs, str(path))
+        self._tell_licence()
         self._ready = _Ready(network.keep_outputs(tokens).to(self.device), vocabulary)
         return {
             "sections": [],
