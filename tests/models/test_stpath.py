@@ -9,8 +9,9 @@ import pytest
 import torch
 from anndata import AnnData
 from safetensors.torch import save_file
+from tests import einops_stub  # noqa: F401  LazySlide's model needs einops
 from tests.models.conftest import GENES, make_section
-from tests.models.stpath_files import SMALL, random_state, vocabulary, write_files
+from tests.models.stpath_files import SMALL, TRUE, random_state, vocabulary, write_files
 
 from histoflow import bench, models
 from histoflow._errors import (
@@ -136,6 +137,26 @@ def test_embeddings_of_another_width_are_refused(weights):
     del section.uns[UNS][EMBEDDINGS]["gigapath"]
     with pytest.raises(EncoderMismatchError, match="an encoder that it does not record"):
         ready(weights).predict(section)
+
+
+def test_equal_to_lazyslides_model_on_a_file_of_the_published_shapes(tmp_path):
+    from lazyslide_models.feature_prediction.stpath import STPath
+
+    symbols = [f"SYMBOL{i}" for i in range(38_982)]
+    path, genes = write_files(tmp_path, symbols, **TRUE), [symbols[i] for i in (38_000, 0, 12_345)]
+    files = {"model_path": str(path), "gene_voc_path": str(tmp_path / "symbol2ensembl.json")}
+    theirs = STPath(organ_type="Kidney", tech_type="Visium HD", genes=genes, **files)
+    expected = theirs.predict(SECTION.obsm["gigapath"], SECTION.obsm["spatial"])
+    predicted = ready(path, genes, organ="kidney", tech="visium hd").predict(SECTION)
+    assert list(predicted.var_names) == list(expected) == genes
+    np.testing.assert_allclose(predicted.X.T, np.stack(list(expected.values())), atol=1e-5)
+
+
+def test_lazyslide_may_run_it_on_its_tiles(weights):
+    model = ready(weights)
+    wrapped = models.as_lazyslide_model(model, mpp=0.5, tile_px=224)
+    got = wrapped.predict(SECTION.obsm["gigapath"], SECTION.obsm["spatial"] - 112)
+    np.testing.assert_allclose(np.stack(list(got.values()), axis=1), model.predict(SECTION).X, atol=1e-5)
 
 
 # spots of known expression
