@@ -84,6 +84,7 @@ def test_every_way_of_saving_weights_is_read(weights, tmp_path):
 def test_organ_and_technology_reach_the_network_and_the_record(weights):
     first = ready(weights).predict(SECTION)
     assert (first.uns[UNS]["organ"], first.uns[UNS]["tech"]) == ("Breast", "Visium")
+    assert first.uns[UNS]["embedding"] == ready(weights).embedding_ | {"version": "2", "licence": "BSD-3-Clause"}
     for changed in ({"organ": "Lung"}, {"organ": "unstated"}, {"tech": "Xenium"}):
         other = ready(weights, **changed).predict(SECTION)
         assert np.abs(other.X - first.X).max() > 0.01
@@ -322,6 +323,14 @@ def test_unknown_words_and_genes_are_refused(weights):
         ready(weights, ["G1", "G00"])
     with pytest.raises(OptionError, match=r"normalize is 'library'; give normalize='none' \(--normalize none\)"):
         models.STPathZeroShot(weights, normalize="library")
+
+
+def test_a_fit_that_is_refused_leaves_nothing_fitted(weights):
+    model = ready(weights, ["G0", "G1"])
+    with pytest.raises(PanelMismatchError):
+        model.fit([], panel=["G2", "unheard of"])
+    with pytest.raises(NotFittedError):
+        model.predict(SECTION)
 
 
 def test_the_missing_licence_is_shown_before_use(weights, tmp_path, caplog):

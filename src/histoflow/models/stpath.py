@@ -258,6 +258,7 @@ class STPathZeroShot(Estimator):
         _log.warning("stpath: licence of the weights: %s; whether you may use them is yours to make sure", LICENCE)
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
+        self._ready = None  # should anything be refused below, the genes of an earlier fit are not to pass for these
         self.check()
         path, vocabulary = self._weights(), self._vocabulary()
         tokens = vocabulary.tokens_of_panel(self._fitted().genes)
@@ -300,8 +301,11 @@ class STPathZeroShot(Estimator):
         return {"gene_ids": vocabulary.ensembl_of(self._fitted().genes)}
 
     def _facts(self, section: AnnData, n_draws: int) -> dict[str, Any]:
+        known, made = super()._facts(section, n_draws), facts(section)[EMBEDDINGS][self.encoder]
+        of_section = {name: str(made[name]) for name in ("version", "weights_hash", "licence") if name in made}
         told = ("weights_hash", "weights_licence", "vocabulary_hash")
-        return super()._facts(section, n_draws) | {
+        return known | {
+            "embedding": {**known["embedding"], **of_section},
             "organ": str(self.organ),
             "tech": self.tech,
             **{name: self.training_[name] for name in told},
