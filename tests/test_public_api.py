@@ -51,6 +51,8 @@ CALLS = [
     ("models.Network", [], {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128}),
     ("models.Training", [], {"max_epochs": 1}),
     ("models.RidgeProbe", [], {"protocol": "grouped-cv"}),
+    ("models.STPathZeroShot", [], {"weights": "stfm.pth", "vocabulary": None, "organ": "Breast", "tech": "Visium"}),
+    ("models.STPathZeroShot.predict_given_spots", ["self", "section", "measured"], {}),
     ("models.Estimator.fit", ["self", "cohort"], {"panel": "panel"}),
     ("models.Estimator.predict", ["self", "section"], {"n_samples": 16, "return_samples": True}),
     ("models.Estimator.save", ["self", "model/"], {}),
@@ -69,6 +71,7 @@ DEFAULTS = {
     "models.Estimator.predict": {"n_samples": 16},
     "models.STFlow": {"encoder": "scatter", "normalize": "library", "n_sample_steps": 5, "seed": 0},
     "models.Network": {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128},
+    "models.STPathZeroShot": {"encoder": "gigapath", "normalize": "none", "tech": "Visium", "seed": 0},
     "models.RidgeProbe": {"protocol": "grouped-cv", "encoder": "scatter", "normalize": "library", "seed": 0},
 }
 

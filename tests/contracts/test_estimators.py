@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from tests.models.conftest import GENES, make_section
+from tests.models.stpath_files import write_files
 
 from histoflow import models
 from histoflow._errors import (
@@ -15,7 +16,7 @@ from histoflow._errors import (
     PanelMismatchError,
     ReadError,
 )
-from histoflow._keys import UNS
+from histoflow._keys import EMBEDDINGS, UNS
 from histoflow.bench import shuffle_counts
 from histoflow.pp import Panel, panel_log1p
 from histoflow.stats import pearson
@@ -31,13 +32,20 @@ KINDS = [
     models.RidgeProbe(),
     models.RidgeProbe(protocol="hest"),
     models.STFlow(**SMALL),
+    models.STPathZeroShot(organ="Breast"),
 ]
 PANEL = Panel(tuple(GENES[:5]))
 
 
+@pytest.fixture(scope="module")
+def stpath_weights(tmp_path_factory):
+    return write_files(tmp_path_factory.mktemp("stpath"), GENES)
+
+
 @pytest.fixture(params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}", scope="module")
-def fitted(request):
-    return request.param.clone().fit([make_section(f"S{i}", seed=i) for i in range(3)], panel=PANEL)
+def fitted(request, stpath_weights):
+    brought = {} if request.param.learns else {"weights": str(stpath_weights)}
+    return request.param.clone(**brought).fit([make_section(f"S{i}", seed=i) for i in range(3)], panel=PANEL)
 
 
 QUERY = make_section("Q", seed=9)
@@ -50,7 +58,8 @@ def test_names_shape_and_facts(fitted):
     assert predicted.X.dtype == np.float32
     assert np.isfinite(predicted.X).all()
     facts = predicted.uns[UNS]
-    assert (facts["method"], facts["panel_hash"], facts["normalize"]) == (fitted.name, PANEL.hash, "library")
+    assert (facts["method"], facts["panel_hash"]) == (fitted.name, PANEL.hash)
+    assert facts["normalize"] == fitted.normalize == ("library" if fitted.learns else "none")
     assert ("std" in predicted.layers) == (fitted.name == "stflow")
 
 
@@ -69,7 +78,8 @@ def test_counts_are_never_read(fitted):
 def test_input_is_not_changed(fitted):
     query = QUERY.copy()
     fitted.predict(query)
-    np.testing.assert_array_equal(query.obsm["scatter"], QUERY.obsm["scatter"])
+    for slot in QUERY.obsm:
+        np.testing.assert_array_equal(query.obsm[slot], QUERY.obsm[slot])
     assert query.uns.keys() == QUERY.uns.keys()
 
 
@@ -82,7 +92,7 @@ def test_save_load_predict(fitted, tmp_path):
     fitted.save(tmp_path / "model")
     loaded = models.load(tmp_path / "model")
     np.testing.assert_array_equal(loaded.predict(QUERY).X, fitted.predict(QUERY).X)
-    assert loaded.options() == fitted.options()
+    assert loaded.options() == fitted.options() | dict.fromkeys(fitted.local_options)
     assert {path.name for path in (tmp_path / "model").iterdir()} == {"model.json", "weights.safetensors"}
 
 
@@ -102,6 +112,7 @@ def test_other_embedding_is_refused(fitted):
     if fitted.encoder is None:
         return
     other = make_section("O", seed=1, embedding_id="b" * 12)
+    other.uns[UNS][EMBEDDINGS][fitted.encoder]["patch_um"] = [56.0]
     with pytest.raises(EncoderMismatchError, match="section O was embedded with"):
         fitted.predict(other)
     del other.obsm[fitted.encoder]

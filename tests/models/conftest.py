@@ -30,11 +30,13 @@ def make_section(name: str, seed: int, n_spots: int = 49, embedding_id: str = "a
         "patch_um": [112.0, 224.0],
         "licence": "BSD-3-Clause",
     }
+    gigapath = made | {"name": "gigapath", "n_features": 1536, "patch_um": [112.0], "standardize": False}
+    section.obsm["gigapath"] = rng.normal(size=(n_spots, 1536)).astype(np.float32)
     section.uns[UNS] = {
         "section": name,
         "slide_id": name,
         "pitch_um": 200.0,
-        EMBEDDINGS: {"scatter": made, "color": made | {"name": "color"}},
+        EMBEDDINGS: {"scatter": made, "color": made | {"name": "color"}, "gigapath": gigapath},
     }
     return section
 

@@ -60,7 +60,7 @@ class _Job:
     def key(self) -> str:
         """Hash of everything the scores depend on."""
         sections = [[_content(section) for section in part] for part in (self.train, self.test)]
-        told = [type(self.estimator).__name__, self.estimator.options(), self.panel.genes, self.fold.name]
+        told = [type(self.estimator).__name__, self.estimator.identity(), self.panel.genes, self.fold.name]
         told += [self.missing] if self.missing != "error" else []
         return value_hash([_FORMAT, self.model, told, sections])
 

@@ -23,6 +23,13 @@ from histoflow.cli.root import (
     say,
     weights_option,
 )
+from histoflow.cli.stpath import (
+    encoder_weights_option,
+    genes_option,
+    model_and_target,
+    stpath_options,
+    stpath_weights_option,
+)
 
 
 @click.command()
@@ -71,49 +78,63 @@ def fit(
 
 
 @click.command()
-@click.argument("model", type=PATH)
-@click.argument("target", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Where the prediction goes, as .h5ad.")
+@click.argument("paths", nargs=-1, type=PATH, metavar="[MODEL] SLIDE|COHORT")
+@click.option("--model", "pretrained", type=click.Choice(["stpath"]), help="In place of a saved MODEL.")
+@click.option("--out", type=PATH, required=True, help="Where the prediction goes, as .h5ad or .zarr.")
 @click.option("--section", help="Which section of a cohort.")
 @click.option("--mpp", type=float, help="µm per pixel of a slide without a scale of its own.")
 @click.option("--samples", default=16, show_default=True, help="Draws of the flow.")
 @click.option("--at", type=click.Choice(["spots", "tiles"]), default=None, help="Spots of a section, or a grid.")
-@weights_option
+@click.option("--weights", type=PATH, help="Local file of the encoder's weights; with --model, of that model's.")
+@stpath_options
+@genes_option
+@encoder_weights_option
 @json_option
 def predict(
-    model: Path,
-    target: Path,
+    paths: tuple[Path, ...],
+    pretrained: str | None,
     out: Path,
     section: str | None,
     mpp: float | None,
     samples: int,
     at: str | None,
-    weights: Path | None,
     as_json: bool,
+    **options: Any,
 ) -> None:
-    """Predict a slide, or a section of a cohort manifest, with a saved MODEL."""
-    from histoflow import io, models, workflow
+    """Predict a SLIDE, or a section of a COHORT manifest, with a saved MODEL or a pretrained one."""
+    from histoflow import workflow
 
+    fitted, target, encoder_weights = model_and_target(paths, pretrained, options)
     of_cohort = target.suffix.lower() in MANIFESTS
     if (mpp is not None) if of_cohort else (section is not None):
         given, wanted = ("--mpp", "the column mpp of the manifest") if of_cohort else ("--section", "a cohort manifest")
         raise OptionError(f"{given} means nothing for {target}; use {wanted}")
-    fitted = models.load(model)
-    how: dict[str, Any] = {"n_samples": samples, "weights": weights}
-    if of_cohort:
-        predicted = _predict_row(fitted, io.read_cohort(target), section, at, how)
-    elif at == "spots":
+    if not of_cohort and at == "spots":
         raise OptionError(f"--at spots needs a cohort manifest that says where the spots are, got {target}")
-    else:
-        predicted = workflow.predict_slide(fitted, io.open_wsi(target, mpp=mpp), **how)
-    workflow.write_h5ad(predicted, out)
-    told = {"prediction": str(out), "n_spots": predicted.n_obs, "n_genes": predicted.n_vars}
-    say(told, f"predicted {predicted.n_vars} genes at {predicted.n_obs} places; they are in {out}", as_json=as_json)
+    embedded = _embedded(fitted, target, section if of_cohort else mpp, at, encoder_weights)
+    n_spots, n_genes = workflow.predict_to_file(fitted, embedded, out, n_samples=samples)
+    told = {"prediction": str(out), "n_spots": n_spots, "n_genes": n_genes}
+    say(told, f"predicted {n_genes} genes at {n_spots} places; they are in {out}", as_json=as_json)
 
 
-def _predict_row(fitted: Any, cohort: Any, section: str | None, at: str | None, how: dict[str, Any]) -> Any:
+def _embedded(fitted: Any, target: Path, which: Any, at: str | None, weights: Path | None) -> Any:
+    """The spots or tiles to predict; `which` is the section of a cohort, or the µm per pixel of a slide."""
     from histoflow import io, workflow
 
+    if target.suffix.lower() not in MANIFESTS:
+        return workflow.embed_tiles_for(fitted, io.open_wsi(target, mpp=which), weights)
+    cohort = io.read_cohort(target)
+    row = _row(cohort, which)
+    if row.kind == "slide" or (at == "tiles" and row.counts is None and row.kind != "features"):
+        return workflow.embed_tiles_for(fitted, io.open_wsi(row.slide, mpp=row.mpp), weights)
+    read = cohort.select(sections=[row.section])[0]
+    if at == "tiles":
+        return workflow.embed_tiles_for(fitted, io.open_section_slide(read), weights)
+    return workflow.embed_spots_for(fitted, read, weights)
+
+
+def _row(cohort: Any, section: str | None) -> Any:
+    """The row of a cohort that is meant: the one of that name, or the only one that nothing was fitted on."""
     unseen = [row for row in cohort.rows if row.role != "reference"]
     rows = [row for row in cohort.rows if row.section == section] if section else unseen
     if len(rows) != 1:
@@ -121,13 +142,7 @@ def _predict_row(fitted: Any, cohort: Any, section: str | None, at: str | None, 
         raise OptionError(
             f"--section {section or 'is not given and'} names {len(rows)} sections; choose one of {known}"
         )
-    row = rows[0]
-    if row.kind == "slide" or (at == "tiles" and row.counts is None and row.kind != "features"):
-        return workflow.predict_slide(fitted, io.open_wsi(row.slide, mpp=row.mpp), **how)
-    read = cohort.select(sections=[row.section])[0]
-    if at == "tiles":
-        return workflow.predict_slide(fitted, io.open_section_slide(read), **how)
-    return workflow.predict_section(fitted, read, **how)
+    return rows[0]
 
 
 @click.command()
@@ -143,6 +158,8 @@ def _predict_row(fitted: Any, cohort: Any, section: str | None, at: str | None, 
 @min_counts_option
 @missing_option
 @click.option("--seeds", default=1, show_default=True, help="Number of seeds.")
+@stpath_options
+@stpath_weights_option
 @json_option
 def evaluate(
     cohort: Path,
@@ -158,13 +175,16 @@ def evaluate(
     missing: str,
     seeds: int,
     as_json: bool,
+    **of_stpath: Any,
 ) -> None:
     """Score models on sections of a COHORT that they have not seen."""
     from histoflow import bench, io, workflow
 
     sections = io.read_cohort(cohort, missing=missing)
     looks_through = workflow.chosen_encoder(encoder, weights, amp=amp)
-    chosen = workflow.models_for(sections, names.split(","), encoder=looks_through, weights=weights, by=by)
+    how: dict[str, Any] = {"encoder": looks_through, "weights": weights, "by": by, "normalize": normalize}
+    of_stpath = {option.removeprefix("stpath_"): value for option, value in of_stpath.items()}
+    chosen = workflow.models_for(sections, names.split(","), of_stpath=of_stpath, **how)
     options: dict[str, Any] = {"panel": panel_of(panel), "normalize": normalize, "min_counts": min_counts}
     table = workflow.evaluate(sections, out, estimators=chosen, by=by, seeds=range(seeds), **options)
     scores = bench.summary(table)

@@ -468,6 +468,7 @@ def _described(patches: _Patches, name: str, side_um: float) -> dict[str, Any]:
         "licence": _UNKNOWN,
         "weights_hash": _UNKNOWN,
         "grid_um": 0.0,
+        "standardize": False,
         "id": value_hash(identity)[:12],
         "slide_id": slide_id(patches.path),
         "recorded_encoder": patches.encoder or _UNKNOWN,

@@ -14,10 +14,15 @@ from histoflow.models.lazyslide import as_lazyslide_model
 from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
 from histoflow.models.stflow import STFlow
+from histoflow.models.stpath import STPathZeroShot
 from histoflow.models.training import Training
 
 _KINDS: dict[str, type[Estimator]] = {
-    kind.name: kind for kind in (MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline, RidgeProbe, STFlow)
+    kind.name: kind
+    for kind in (
+        *(MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline),
+        *(RidgeProbe, STFlow, STPathZeroShot),
+    )
 }
 
 NAMES = tuple(_KINDS)
@@ -38,6 +43,7 @@ __all__ = [
     "Network",
     "RidgeProbe",
     "STFlow",
+    "STPathZeroShot",
     "Training",
     "as_lazyslide_model",
     "auto",
@@ -88,12 +94,12 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
     Raises
     ------
     OptionError
-        If there is none of that name.
+        If there is none of that name, or it does not predict on that scale.
     """
     if name not in _KINDS:
         raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
     made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
-    chooses = made.encoder is not None and name != ColorBaseline.name
+    chooses = made.encoder is not None and made.recipe is None and name != ColorBaseline.name
     return made.clone(encoder=encoder) if chooses else made
 
 

@@ -94,9 +94,9 @@ class Auto:
         """The same choice among candidates that have these options changed."""
         return replace(self, candidates={name: c.clone(**changes) for name, c in self.candidates.items()})
 
-    def options(self) -> dict[str, Any]:
-        """Options of every candidate, as JSON holds them."""
-        return {name: candidate.options() for name, candidate in self.candidates.items()}
+    def identity(self) -> dict[str, Any]:
+        """Everything that the choice depends on beside its data: what each candidate's fit depends on."""
+        return {name: candidate.identity() for name, candidate in self.candidates.items()}
 
 
 def comparison(found: Mapping[str, CrossFit]) -> dict[str, Any]:

@@ -17,7 +17,14 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
+from histoflow._errors import (
+    ModelFormatError,
+    NotFittedError,
+    OptionError,
+    PanelMismatchError,
+    ReadError,
+    WeightsError,
+)
 from histoflow._files import atomic_path, read_json, write_json
 from histoflow._keys import EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
@@ -48,6 +55,12 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     """What the estimator is called in options, tables and saved models."""
+    learns: ClassVar[bool] = True
+    """Whether `fit` needs training sections; a pretrained estimator takes any, or none."""
+    recipe: ClassVar[Mapping[str, Any] | None] = None
+    """How its embeddings have to be made; None: the way of the training sections."""
+    local_options: ClassVar[tuple[str, ...]] = ()
+    """Options that name files of this machine: a saved model holds their content instead."""
 
     def __init__(self, *, encoder: str | None = "scatter", normalize: str = "library", seed: int = 0) -> None:
         self.encoder = encoder
@@ -72,7 +85,7 @@ class Estimator(ABC):
         Parameters
         ----------
         sections
-            Training sections: X raw counts, embedded by `encoder`.
+            Training sections: X raw counts, embedded by `encoder`. None are needed where the estimator is pretrained.
         panel
             Genes to predict, from `choose_panel` or as a list of names.
         min_counts
@@ -94,19 +107,19 @@ class Estimator(ABC):
         """
         everything = list(sections)
         kept = [keep_spots(section, min_counts=min_counts) for section in everything]
-        if not sum(section.n_obs for section in kept):
+        if self.learns and not sum(section.n_obs for section in kept):
             raise PanelMismatchError(
                 f"no training spot is left of {len(everything)} sections at min_counts={min_counts}"
             )
         genes = panel if isinstance(panel, Panel) else Panel(tuple(panel))
-        embedding = embedding_of(kept, self.encoder) if self.encoder else None
+        embedding = self._embedding(kept)
         measured = [
             measured_of(section, self.encoder, genes, self.normalize, missing=missing)
             for section in kept
             if section.n_obs
         ]
         self.panel_, self.embedding_ = genes, embedding
-        self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured]))
+        self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured])) if measured else float("nan")
         self.training_ = {
             "sections": [part.spots.section for part in measured],
             "n_spots": [len(part.spots) for part in measured],
@@ -136,7 +149,8 @@ class Estimator(ABC):
         New AnnData with the same ``obs_names`` and the panel as ``var_names``: X the mean of the draws, log1p on the
         model's scale, float32; ``layers["std"]`` their standard deviation where the estimator draws;
         ``var["held_out_r"]``, Pearson r of each gene in the cross-fit, where the model was cross-fitted;
-        ``uns["histoflow"]`` with method, encoder, panel, scale, seed and versions.
+        ``uns["histoflow"]`` with method, encoder, panel, scale, seed and versions. Of a pretrained estimator also
+        ``var["gene_ids"]``, Ensembl ids.
 
         Raises
         ------
@@ -145,21 +159,30 @@ class Estimator(ABC):
         MissingSlotError, EncoderMismatchError
             If the section is not embedded, or another way than the training sections.
         """
-        panel = self._fitted()
+        self._fitted()
         if n_samples < 1:
             raise OptionError(f"n_samples is {n_samples}; give at least 1")
-        draws = self._draw(spots_of(section, self.encoder, self.embedding_), n_samples)
-        predicted = AnnData(X=draws.mean(axis=0, dtype=np.float64).astype(np.float32), obs=section.obs.copy())
-        predicted.var_names = pd.Index(panel.genes, dtype=object)
-        if HELD_OUT_R in self.training_:
-            predicted.var[HELD_OUT_R] = [self.training_[HELD_OUT_R][gene] for gene in panel.genes]
+        draws = self._draw(self._spots(section), n_samples)
+        predicted = self._frame(section, len(draws))
+        predicted.X = _mean(draws)
         if len(draws) > 1:
             predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
+        predicted.uns[UNS] |= {"samples": draws} if return_samples else {}
+        return predicted
+
+    @final
+    def _frame(self, section: AnnData, n_draws: int) -> AnnData:
+        """A prediction without its numbers: names, places, facts."""
+        panel = self._fitted()
+        genes = pd.DataFrame(self._gene_columns(), index=pd.Index(panel.genes, dtype=object))
+        if HELD_OUT_R in self.training_:
+            genes[HELD_OUT_R] = [self.training_[HELD_OUT_R][gene] for gene in panel.genes]
+        frame = AnnData(obs=section.obs.copy(), var=genes)
         for key in (SPATIAL, SPATIAL_UM):
             if key in section.obsm:
-                predicted.obsm[key] = np.array(section.obsm[key])
-        predicted.uns[UNS] = self._facts(section, len(draws)) | ({"samples": draws} if return_samples else {})
-        return predicted
+                frame.obsm[key] = np.array(section.obsm[key])
+        frame.uns[UNS] = self._facts(section, n_draws)
+        return frame
 
     @final
     def save(self, path: str | Path) -> None:
@@ -178,7 +201,7 @@ class Estimator(ABC):
             described = {
                 "format": _FORMAT,
                 "estimator": self.name,
-                "options": self.options(),
+                "options": self.options() | dict.fromkeys(self.local_options),
                 "panel": {"genes": list(panel.genes), "rule": panel.rule, "hash": panel.hash},
                 "scale": _SCALES[self.normalize],
                 "embedding": self.embedding_,
@@ -195,6 +218,10 @@ class Estimator(ABC):
         values = {name: getattr(self, name) for name in names}
         return {name: asdict(value) if is_dataclass(value) else value for name, value in values.items()}  # type: ignore[arg-type]
 
+    def identity(self) -> dict[str, Any]:
+        """Everything that a fit depends on beside its data: the options, with the content of files for their names."""
+        return self.options()
+
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
         """Make an estimator, not fitted, of what `options` returned."""
@@ -210,6 +237,18 @@ class Estimator(ABC):
         if self.panel_ is None:
             raise NotFittedError(f"{type(self).__name__} is not fitted; call fit first, or hf.models.load")
         return self.panel_
+
+    def _embedding(self, sections: Sequence[AnnData]) -> dict[str, Any] | None:
+        """How embeddings are to be made, from training sections that are all embedded so; None where none are used."""
+        return embedding_of(sections, self.encoder) if self.encoder else None
+
+    def _spots(self, section: AnnData) -> Spots:
+        """What `_draw` sees of a section, refused where it is embedded another way."""
+        return spots_of(section, self.encoder, self.embedding_)
+
+    def _gene_columns(self) -> dict[str, Sequence[str]]:
+        """Columns of ``var`` in a prediction, each with a value for every gene of the panel."""
+        return {}
 
     def _facts(self, section: AnnData, n_draws: int) -> dict[str, Any]:
         panel = self._fitted()
@@ -278,7 +317,7 @@ def load_estimator(path: str | Path, kinds: Mapping[str, type[Estimator]]) -> Es
         raise ModelFormatError(f"model {folder}: {WEIGHTS} is damaged ({err}); copy it anew") from err
     try:
         return _rebuilt(kinds[described["estimator"]], described, arrays)
-    except (KeyError, TypeError, ValueError, RuntimeError) as err:
+    except (KeyError, TypeError, ValueError, RuntimeError, WeightsError) as err:
         raise ModelFormatError(f"model {folder}: {MODEL_JSON} and {WEIGHTS} do not fit together ({err})") from err
 
 
@@ -290,6 +329,12 @@ def _rebuilt(kind: type[Estimator], described: dict[str, Any], arrays: Arrays) -
     model.training_ = described["training"]
     model._restore(arrays)
     return model
+
+
+def _mean(draws: Floats) -> Floats:
+    """Mean over draws (n_draws, n_spots, n_genes); of one draw itself, which may be of every gene and is not copied."""
+    mean: Floats = draws[0] if len(draws) == 1 else draws.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return mean
 
 
 def _versions() -> dict[str, str]:

@@ -63,14 +63,20 @@ class Recipe:
         Radii in µm within which the features of the same piece of tissue are averaged.
     grid_um
         Step in µm of the fixed tissue grid that statistics and context are taken from.
+    standardize
+        Whether the numbers are in units of the tissue's spread; False for the encoder's own, which a pretrained model
+        takes. These have no context, and no tissue grid is read.
     """
 
     patch_um: tuple[float, ...] = (112.0, 224.0)
     context_um: tuple[float, ...] = (250.0, 500.0)
     grid_um: float = 112.0
+    standardize: bool = True
 
     def __post_init__(self) -> None:
-        """Refuse sizes that are not positive."""
+        """Refuse sizes that are not positive, and context without standardisation."""
+        if self.context_um and not self.standardize:
+            raise OptionError(f"{self} has context, which is in units of the tissue's spread; give context_um=()")
         if not self.patch_um or min((*self.patch_um, *self.context_um, self.grid_um)) <= 0:
             raise OptionError(f"{self} has no patch or a size that is not above 0; give µm")
 
@@ -78,6 +84,8 @@ class Recipe:
 def embedding_facts(encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     """How embeddings are made: encoder and recipe, and `id`, a hash of both, 12 hex digits."""
     made = {**encoder.facts(), **{key: _listed(value) for key, value in asdict(recipe).items()}}
+    if recipe.standardize:
+        del made["standardize"]  # embeddings were standardised before there was a choice, and keep their id
     identity = {key: value for key, value in made.items() if key != "licence"}
     if recipe.context_um:
         identity["context_of"] = _CONTEXT_OF
@@ -144,8 +152,8 @@ class Embedder:
                 "embed it with hf.embed(section), which opens its own"
             )
         values, made = self.places(wsi, section.obsm[SPATIAL])
-        pieces = made.pop("tissue_id")
-        if TISSUE not in section.obs:
+        pieces = made.pop("tissue_id", None)
+        if pieces is not None and TISSUE not in section.obs:
             section.obs[TISSUE] = pieces
         section.obsm[self.encoder.name] = values
         section.uns[UNS][EMBEDDINGS] = {**facts(section).get(EMBEDDINGS, {}), self.encoder.name: made}
@@ -201,7 +209,8 @@ class Embedder:
         -------
         Embeddings, float32, shape (n_places, n_features × n_fields × (1 + n_radii)): the fields of view in units of
         the tissue's spread, then for each radius their mean over the grid on the same piece of tissue; and how they
-        were made, with the `tissue_id` of each place, shape (n_places,).
+        were made, with the `tissue_id` of each place, shape (n_places,). Where the recipe does not standardise, the
+        fields of view as the encoder makes them, and nothing more.
 
         Raises
         ------
@@ -212,6 +221,10 @@ class Embedder:
         if centres.ndim != 2 or centres.shape[1] != 2 or not len(centres):
             raise ShapeError(f"xy must have shape (n_places, 2) with at least one place, got {centres.shape}")
         factor = self._tell_upsampling(wsi)
+        if not self.recipe.standardize:
+            made = {"slide_id": str(slide_facts(wsi)["slide_id"]), "upsampling": round(factor, 3)}
+            raw = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)
+            return raw, embedding_facts(self.encoder, self.recipe) | made
         grid = statistics_grid(wsi, self.recipe.grid_um)
         around = np.concatenate(list(self._fields(wsi, grid.xy, "tissue grid")), axis=1)
         own = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)

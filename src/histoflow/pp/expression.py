@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast, get_args
@@ -41,7 +42,7 @@ class Panel:
     genes
         Gene names as in ``var_names``, each once.
     rule
-        How they were chosen: ``variance``, ``hvg``, ``spatial`` or ``given``.
+        How they were chosen: ``variance``, ``hvg``, ``spatial``, ``given``, or ``all`` that a pretrained model knows.
     """
 
     genes: tuple[str, ...]
@@ -49,7 +50,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         """Refuse an empty panel and repeated genes."""
-        repeated = sorted({g for g in self.genes if self.genes.count(g) > 1})
+        repeated = sorted(gene for gene, n in Counter(self.genes).items() if n > 1)
         if repeated or not self.genes:
             what = f"names {', '.join(repeated[:5])} more than once" if repeated else "is empty"
             raise PanelMismatchError(f"the panel {what}; give each wanted gene once")

@@ -4,6 +4,8 @@ from histoflow.workflow.cohorts import (
     chosen_encoder,
     embed,
     embed_for,
+    embed_spots_for,
+    embed_tiles_for,
     embedder,
     fit,
     predict_section,
@@ -21,6 +23,7 @@ from histoflow.workflow.slides import (
     spot_features,
     tile,
 )
+from histoflow.workflow.zeroshot import predict_to_file, zero_shot
 
 __all__ = [
     "Pairs",
@@ -30,6 +33,8 @@ __all__ = [
     "draw_evaluation",
     "embed",
     "embed_for",
+    "embed_spots_for",
+    "embed_tiles_for",
     "embedder",
     "evaluate",
     "fit",
@@ -38,9 +43,11 @@ __all__ = [
     "predict_expression",
     "predict_section",
     "predict_slide",
+    "predict_to_file",
     "read_visium_with_image",
     "slide_thumbnail",
     "spot_features",
     "tile",
     "write_h5ad",
+    "zero_shot",
 ]

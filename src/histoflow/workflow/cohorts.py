@@ -61,8 +61,8 @@ def embedder(
     ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if made is not None:
         ready = replace(ready, amp=bool(made.get("amp", False)))
-        sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
-        recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
+        patch_um, context_um = (tuple(map(float, made[key])) for key in ("patch_um", "context_um"))
+        recipe = Recipe(patch_um, context_um, float(made["grid_um"]), bool(made.get("standardize", True)))
     else:
         recipe = Recipe(context_um=()) if ready.name == "color" else Recipe()
     return Embedder(ready, recipe, cache_dir, batch_size, device)
@@ -135,10 +135,14 @@ def sized_for(make: Embedder, patch_um: float) -> Embedder:
 
 
 def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator | models.Auto]) -> None:
-    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is."""
-    encoders = dict.fromkeys(one.encoder for one in _each(estimators) if one.encoder)
+    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is.
+
+    Where one of them is pretrained, and another learns from the same encoder, the other's recipe holds for both.
+    """
+    pretrained_first = sorted((one for one in _each(estimators) if one.encoder), key=lambda one: one.recipe is None)
+    recipes = {str(one.encoder): one.recipe for one in pretrained_first}
     for section in sections:
-        for encoder in encoders:
+        for encoder, recipe in recipes.items():
             if encoder in section.obsm and encoder in facts(section).get(EMBEDDINGS, {}):
                 continue
             if facts(section).get("kind") == FEATURES:
@@ -146,7 +150,7 @@ def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator
                     f"section {section_name(section)} came as patch features, without a slide from which {encoder} "
                     f"could be made; leave out the models that look through {encoder}"
                 )
-            embed(section, encoder)
+            embedder(encoder, made=recipe).section(section, io.open_section_slide(section))
 
 
 def _each(estimators: Iterable[models.Estimator | models.Auto]) -> list[models.Estimator]:
@@ -195,8 +199,10 @@ def fit(
     Raises
     ------
     OptionError
-        If an option is not offered, or the cohort has no reference.
+        If an option is not offered, the cohort has no reference, or the model is pretrained and learns nothing.
     """
+    if model == models.STPathZeroShot.name:
+        raise OptionError("model stpath is pretrained: nothing is fitted; use histoflow predict --model stpath")
     references = _references(cohort)
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
     name, ready = look_through(references, encoder, weights)
@@ -209,7 +215,18 @@ def fit(
 
 
 def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> str | Encoder:
-    """The name of an encoder, or with `amp` the encoder itself, computing in bfloat16 where that is faster."""
+    """The name of an encoder, or with `amp` the encoder itself, computing in bfloat16 where that is faster.
+
+    Parameters
+    ----------
+    encoder, weights, amp
+        As in `pp.get_encoder`.
+
+    Raises
+    ------
+    OptionError, WeightsError
+        As `pp.get_encoder`, with `amp`.
+    """
     return get_encoder(encoder, weights=weights, amp=True) if amp else encoder
 
 
@@ -247,7 +264,7 @@ def embed_by(
 ) -> None:
     """Embed sections for these estimators: by `ready` those that look through `name`, the others by the registry."""
     looking = list(estimators)
-    if ready is not None and any(estimator.encoder == name for estimator in _each(looking)):
+    if ready is not None and any(one.encoder == name and one.learns for one in _each(looking)):
         embed([section for section in sections if facts(section).get("kind") != FEATURES], ready)
     embed_for(sections, looking)
 
@@ -272,11 +289,30 @@ def predict_section(
     -------
     As `Estimator.predict`.
     """
+    return model.predict(embed_spots_for(model, section, weights), n_samples=n_samples)
+
+
+def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Path | None = None) -> AnnData:
+    """Embed the spots of a section from its slide, in place, as a model needs them.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator.
+    section
+        Features that were read from a file stay as they are.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
+
+    Returns
+    -------
+    The same section.
+    """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
     if model.encoder and facts(section).get("kind") != FEATURES:
         make = embedder(model.encoder, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
-    return model.predict(section, n_samples=n_samples)
+    return section
 
 
 def predict_slide(
@@ -304,13 +340,36 @@ def predict_slide(
     OptionError
         If the model looks at no image.
     """
+    predicted = model.predict(embed_tiles_for(model, wsi, weights), n_samples=n_samples)
+    wsi.tables[f"{model.name}_tiles"] = predicted
+    return predicted
+
+
+def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path | None = None) -> AnnData:
+    """Lay tiles over the tissue of a slide, at the spot distance of the training sections, and embed them.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator that looks at images; a pretrained one has no spot distance and gets tiles of 112 µm.
+    wsi
+        A slide from `open_wsi`.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
+
+    Returns
+    -------
+    A section without genes, as from `Embedder.tiles`.
+
+    Raises
+    ------
+    OptionError
+        If the model looks at no image.
+    """
     if model.encoder is None:
         raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    tiles = embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
-    predicted = model.predict(tiles, n_samples=n_samples)
-    wsi.tables[f"{model.name}_tiles"] = predicted
-    return predicted
+    return embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
 
 
 def write_h5ad(predicted: AnnData, path: str | Path) -> None:

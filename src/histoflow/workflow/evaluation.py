@@ -15,6 +15,7 @@ from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
 from histoflow.workflow.cohorts import FEATURES, embed_by, embed_for, look_through, named
+from histoflow.workflow.zeroshot import tell_stpath
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -30,6 +31,8 @@ def models_for(
     encoder: str | Encoder = "scatter",
     weights: str | Path | None = None,
     by: Any = "section",
+    normalize: str = "library",
+    of_stpath: Mapping[str, Any] | None = None,
 ) -> dict[str, models.Estimator | models.Auto]:
     """Make estimators to compare, and embed the sections of a cohort for them.
 
@@ -43,6 +46,10 @@ def models_for(
         As in `fit`, for those that let one choose.
     by
         As in `bench.run`; what cannot be split is refused before minutes of embedding.
+    normalize
+        As in `Estimator`.
+    of_stpath
+        Options of the pretrained model, where it is among the names, as in `models.STPathZeroShot`.
 
     Returns
     -------
@@ -54,11 +61,14 @@ def models_for(
         If a name or the encoder is not offered.
     SplitError
         If the cohort cannot be split so.
+    WeightsError
+        If the pretrained model's weights or vocabulary are missing.
     """
     counted = _counted(cohort)
     bench.plan_folds(counted, by)
     name, ready = look_through(counted, encoder, weights)
-    chosen = {model: named(model, ready, encoder=name) for model in names}
+    chosen = {model: named(model, ready, encoder=name, normalize=normalize) for model in names}
+    tell_stpath(chosen, of_stpath or {})
     embed_by(counted, chosen.values(), name, ready)
     return chosen
 

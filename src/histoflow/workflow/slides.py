@@ -23,13 +23,15 @@ from histoflow.io.polygons import read_polygons
 from histoflow.pp import Embedder, Encoder, Panel, available_encoders, choose_panel, get_encoder
 from histoflow.pp.tiles import TILES, TISSUES, annotate_tiles, cut_tiles, restrict_tissue, slide_facts, tile_um
 from histoflow.workflow.cohorts import embedder, sized_for
+from histoflow.workflow.zeroshot import zero_shot
 
 if TYPE_CHECKING:
     from wsidata import WSIData
 
 HISTO = "histo"
 """``uns`` entry of the API that people know: what the text prints, and nothing else."""
-_METHODS = ("stflow", "hest_fm")
+_METHODS = ("stflow", "hest_fm", "stpath")
+_ANY_BACKBONE, _GIGAPATH = "ctranspath", "gigapath"
 
 
 def tile(
@@ -194,7 +196,7 @@ def predict_expression(
     model: models.Estimator | None = None,
     genes: Sequence[str] | None = None,
     n_top_genes: int = 50,
-    fm_backbone: str | Encoder = "ctranspath",
+    fm_backbone: str | Encoder = _ANY_BACKBONE,
     tile_key: str = TILES,
     feature_key: str | None = None,
     key_added: str | None = None,
@@ -214,33 +216,35 @@ def predict_expression(
     device: str | None = None,
     seed: int = 0,
 ) -> AnnData:
-    """Fit on paired references, or take a fitted model, and predict the tiles of a slide.
+    """Fit on paired references, or take a fitted or pretrained model, and predict the tiles of a slide.
 
     Parameters
     ----------
     wsi
         The slide to predict, with tiles from `tile`.
     method
-        ``"stflow"`` or ``"hest_fm"``.
+        ``"stflow"`` or ``"hest_fm"``, which are fitted on `reference`; or ``"stpath"``, which is pretrained.
     reference
-        Section with counts, or several; each brings its own slide. Or None, with `model`.
+        Section with counts, or several; each brings its own slide. None with `model`, and for ``"stpath"``.
     reference_wsi
         Slides of the references, in their order; None for those that they record.
     model
         A fitted estimator: nothing is trained, and options of encoder, panel and training are its own.
     genes
-        The panel; None to choose `n_top_genes` by variance.
+        The panel; None to choose `n_top_genes` by variance, and for ``"stpath"`` all that its weights know.
     n_top_genes
         Size of a chosen panel.
     fm_backbone
-        Encoder of the patches, or the name of one, as `pp.get_encoder` takes it.
+        Encoder of the patches, or the name of one, as `pp.get_encoder` takes it; ``"stpath"`` takes gigapath where this
+        stays at its default.
     tile_key, key_added
         Names of the tiles, and of the result: ``tables["{key_added or method}_{tile_key}"]``.
     feature_key
         Table of tiles from `embed`, ``"scatter"`` or ``"scatter_tiles"``, whose encoder is taken in place of
         `fm_backbone`.
     organ, tech, weight_path
-        Of pretrained methods; those offered here are fitted on the reference and refuse `organ` and `weight_path`.
+        Of ``"stpath"``, as in `models.STPathZeroShot`, its vocabulary beside its weights; other methods refuse `organ`
+        and `weight_path`.
     n_epochs
         Epochs at most; how many is chosen inside the training data.
     n_layers, n_neighbors, hidden_dim
@@ -258,7 +262,8 @@ def predict_expression(
 
     Returns
     -------
-    Tiles × genes: X float32, log1p of counts per 10,000; ``obs`` tile_id, library_id; ``var`` the reference's columns;
+    Tiles × genes: X float32, log1p of counts per 10,000, of raw counts for ``"stpath"``; ``obs`` tile_id, library_id;
+    ``var`` the reference's columns, or gene_ids;
     ``obsm["spatial"]`` centres in level-0 pixels; ``uns["histo"]`` method, fm_backbone, n_epochs, n_layers,
     n_sample_steps; everything else in ``uns["histoflow"]``. Also in ``wsi.tables``.
 
@@ -271,23 +276,32 @@ def predict_expression(
     EncoderMismatchError
         If a reference or the model was embedded with another encoder or patch size than the tiles.
     PanelMismatchError
-        If a reference lacks a gene of the panel.
+        If a reference, or the vocabulary of the pretrained model, lacks a gene of the panel.
+    WeightsError
+        If the pretrained model's weights or vocabulary are missing or do not belong together.
     """
-    if organ is not None or weight_path is not None:
+    pretrained = method == models.STPathZeroShot.name and model is None
+    if not pretrained and (organ is not None or weight_path is not None):
         raise OptionError(f"organ= and weight_path= mean nothing for method {method}, which is fitted on the reference")
     runs_on = device or "cpu"
-    columns = pd.DataFrame()
-    if model is None:
+    of_table = model is None and feature_key is not None
+    seen_by = _encoder_of_table(wsi, str(feature_key), tile_key) if of_table else fm_backbone
+    hub: dict[str, Any] = {"weights": fm_weight_path, "token": hf_token, "cache_dir": cache_dir}
+    columns: pd.DataFrame | None = None
+    if pretrained:
+        seen_by = _gigapath(seen_by, reference)
+        model = zero_shot(weight_path, organ=organ, tech=tech, genes=genes, device=runs_on)
+        made = model.embedding_
+        make = embedder(_encoder(seen_by, **hub), made=made, cache_dir=cache_dir, device=runs_on)
+    elif model is None:
         options = {
             "network": models.Network(n_layers=n_layers, n_neighbors=n_neighbors, hidden_dim=hidden_dim),
             "training": models.Training(max_epochs=n_epochs, batch_size=batch_size),
             "n_sample_steps": n_sample_steps,
             "device": runs_on,
         }
-        seen_by = fm_backbone if feature_key is None else _encoder_of_table(wsi, feature_key, tile_key)
-        if isinstance(seen_by, str):
-            seen_by = get_encoder(seen_by, weights=fm_weight_path, token=hf_token, cache_dir=cache_dir)
-        make = sized_for(embedder(seen_by, cache_dir=cache_dir, device=runs_on), tile_um(wsi, tile_key))
+        make = embedder(_encoder(seen_by, **hub), cache_dir=cache_dir, device=runs_on)
+        make = sized_for(make, tile_um(wsi, tile_key))
         estimator = _estimator(method, make.encoder.name, seed, options)
         references = _references(reference, reference_wsi, make)
         panel = choose_panel(references, n_top_genes) if genes is None else Panel(tuple(genes))
@@ -308,6 +322,22 @@ def _estimator(method: str, encoder: str, seed: int, options: dict[str, Any]) ->
     if method not in _METHODS:
         raise OptionError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     return models.from_name(method, encoder=encoder, seed=seed).clone(**(options if method == "stflow" else {}))
+
+
+def _encoder(encoder: str | Encoder, **where: Any) -> Encoder:
+    return encoder if isinstance(encoder, Encoder) else get_encoder(encoder, **where)
+
+
+def _gigapath(encoder: str | Encoder, reference: Any) -> str | Encoder:
+    """The encoder that the pretrained model looks through; what is given must be it, or stay at its default."""
+    if reference is not None:
+        raise OptionError("method stpath is pretrained and learns nothing of a reference; leave reference= out")
+    if encoder == _ANY_BACKBONE:
+        return _GIGAPATH
+    name = encoder.name if isinstance(encoder, Encoder) else encoder
+    if name != _GIGAPATH:
+        raise OptionError(f"method stpath looks through {_GIGAPATH} alone, but fm_backbone or feature_key names {name}")
+    return encoder
 
 
 def _encoder_of_table(wsi: WSIData, feature_key: str, tile_key: str) -> str:
@@ -349,11 +379,11 @@ def _embedded(reference: AnnData, wsi: WSIData | None, make: Embedder) -> AnnDat
     return make.section(section, wsi or io.open_section_slide(section, cache_dir=make.cache_dir))
 
 
-def _as_printed(predicted: AnnData, model: models.Estimator, columns: pd.DataFrame, tile_key: str) -> AnnData:
+def _as_printed(predicted: AnnData, model: models.Estimator, columns: pd.DataFrame | None, tile_key: str) -> AnnData:
     """The result in the shape that the text prints, and more only where it names no field."""
     options = model.options()
     result = AnnData(X=predicted.X, obs=predicted.obs[["tile_id"]].copy())
-    result.var = columns.reindex(predicted.var_names)
+    result.var = predicted.var.copy() if columns is None else columns.reindex(predicted.var_names)
     result.obsm[SPATIAL], result.obsm[SPATIAL_UM] = predicted.obsm[SPATIAL], predicted.obsm[SPATIAL_UM]
     if STD in predicted.layers:
         result.layers[STD] = predicted.layers[STD]

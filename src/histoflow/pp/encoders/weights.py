@@ -148,8 +148,8 @@ def load_weights(module: nn.Module, path: str | Path) -> nn.Module:
     return module
 
 
-def fit_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None:
-    """Load a state dict into a module, every name in its place.
+def fit_state(module: nn.Module, state: Mapping[str, Tensor], what: str, *, assign: bool = False) -> None:
+    """Load a state dict into a module, every name in its place; `assign` takes the tensors themselves, not copies.
 
     Raises
     ------
@@ -157,7 +157,7 @@ def fit_state(module: nn.Module, state: Mapping[str, Tensor], what: str) -> None
         If names or shapes differ.
     """
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(state, assign=assign)
     except RuntimeError as err:
         told = " ".join(str(err).split())[:300]
         raise WeightsError(f"{what} do not fit the network ({told} …); give the weights of this very network") from err

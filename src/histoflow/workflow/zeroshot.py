@@ -1,0 +1,152 @@
+"""Predictions without references: the pretrained model, and predictions too large to hold at once. Thin."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from anndata import AnnData
+from anndata.io import write_elem
+
+from histoflow import models
+from histoflow._errors import MissingDependencyError, OptionError
+from histoflow._files import atomic_path
+from histoflow._progress import track
+from histoflow.pp import Panel
+from histoflow.workflow.cohorts import write_h5ad
+
+_CHUNK = 1 << 18
+"""Numbers in one chunk of a zarr, about a megabyte: all spots of a few genes, so that one gene is read alone."""
+_GENES_AT_ONCE = 256
+
+
+def zero_shot(
+    weights: str | Path | None,
+    *,
+    vocabulary: str | Path | None = None,
+    organ: str | None = None,
+    tech: str = "Visium",
+    genes: Sequence[str] | None = None,
+    device: str = "cpu",
+) -> models.STPathZeroShot:
+    """Make the pretrained model ready to predict; nothing is trained or downloaded.
+
+    Parameters
+    ----------
+    weights, vocabulary, organ, tech, device
+        As in `models.STPathZeroShot`.
+    genes
+        Which to predict, by symbol or Ensembl id; None for every gene of the vocabulary, by Ensembl id.
+
+    Returns
+    -------
+    The estimator, fitted on no section.
+
+    Raises
+    ------
+    OptionError
+        If organ or technology are not in the lists.
+    WeightsError
+        If weights or vocabulary are missing, damaged, or do not belong together.
+    PanelMismatchError
+        If the vocabulary lacks a gene.
+    """
+    model = models.STPathZeroShot(weights, vocabulary, organ=organ, tech=tech, device=device)
+    return model.fit([], panel=model.all_genes() if genes is None else Panel(tuple(genes)))
+
+
+def tell_stpath(chosen: dict[str, models.Estimator | models.Auto], options: Mapping[str, Any]) -> None:
+    """Tell the pretrained model, where it is among the chosen ones, what it has to know; refuse such options elsewhere.
+
+    Parameters
+    ----------
+    chosen
+        Estimators by name; the pretrained one is replaced.
+    options
+        Options of `models.STPathZeroShot`; None where one is not given.
+
+    Raises
+    ------
+    OptionError
+        If there is an option and no pretrained model, or it has no organ.
+    WeightsError
+        If its weights or vocabulary are missing.
+    """
+    given = {name: str(value) for name, value in options.items() if value is not None}
+    asked = chosen.get(models.STPathZeroShot.name)
+    if isinstance(asked, models.STPathZeroShot):
+        told = asked.clone(**given)
+        told.check()
+        chosen[told.name] = told
+    elif given:
+        raise OptionError(f"{', '.join(given)}: meant for stpath, which is not among the models; leave it out")
+
+
+def predict_to_file(
+    model: models.Estimator, section: AnnData, out: str | Path, *, n_samples: int = 16
+) -> tuple[int, int]:
+    """Predict an embedded section into a file, whole or not at all.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator.
+    section
+        As in `Estimator.predict`; `embed_spots_for` and `embed_tiles_for` make it.
+    out
+        A name that ends in ``.zarr`` makes a zarr, which `anndata.read_zarr` reads: the pretrained model writes it gene
+        by gene, so that spots × genes are never held at once, in chunks of all spots of a few genes. Any other name
+        makes an h5ad.
+    n_samples
+        As in `Estimator.predict`.
+
+    Returns
+    -------
+    How many spots and genes.
+
+    Raises
+    ------
+    MissingDependencyError
+        If zarr is not installed and asked for.
+    OutputError
+        If it cannot be written.
+    """
+    of_zarr = Path(out).suffix.lower() == ".zarr"
+    if of_zarr and isinstance(model, models.STPathZeroShot):
+        return _stream(model, section, Path(out))
+    predicted = model.predict(section, n_samples=n_samples)
+    if of_zarr:
+        with atomic_path(out) as temporary:
+            _write_zarr(predicted, temporary)
+    else:
+        write_h5ad(predicted, out)
+    return predicted.n_obs, predicted.n_vars
+
+
+def _stream(model: models.STPathZeroShot, section: AnnData, out: Path) -> tuple[int, int]:
+    """Write a prediction some genes at a time."""
+    per_chunk = max(1, _CHUNK // section.n_obs)
+    n_genes = per_chunk * -(-_GENES_AT_ONCE // per_chunk)
+    frame, columns = model.predict_streamed(section, n_genes=n_genes)
+    with atomic_path(out) as temporary:
+        root = _write_zarr(frame, temporary)
+        x = root.create_array("X", shape=frame.shape, chunks=(frame.n_obs, per_chunk), dtype="float32")
+        x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})  # what anndata reads
+        for start, part in zip(track(range(0, frame.n_vars, n_genes), "genes"), columns, strict=True):
+            x[:, start : start + part.shape[1]] = part
+    return frame.n_obs, frame.n_vars
+
+
+def _write_zarr(predicted: AnnData, path: Path) -> Any:
+    """Write an AnnData as a new zarr, and give the group back."""
+    try:
+        import zarr
+    except ImportError as err:
+        raise MissingDependencyError("writing .zarr needs zarr: pip install zarr; or name a file .h5ad") from err
+    root = zarr.open_group(str(path), mode="w")
+    with warnings.catch_warnings():  # of anndata, about what its next release will do by default
+        warnings.filterwarnings("ignore", message="zarr v3 autosharding", category=UserWarning)
+        write_elem(root, "/", predicted)
+    return root
