@@ -1,0 +1,289 @@
+"""The strength of a ridge on inner folds: held-out R² at every strength, of whole transcriptomes without predicting them.
+
+With the training part of a fold turned so that its features are uncorrelated, of squared lengths λ, the ridge of
+strength α has coefficients D s, where s are the products of features and targets and D = diag(1 / (λ + α)). Its error
+on held-out spots, features F and targets t, summed over targets with weights w, is
+
+    Σ w |t - F D s|² = Σ w |t|² - 2 Σₖ Dₖ (Σ w s (Fᵀt)ᵀ)ₖₖ + Σₖₗ Dₖ Dₗ (FᵀF)ₖₗ (Σ w s sᵀ)ₖₗ
+
+so that two products summed over the targets serve every strength. The products s of a training part are those of all
+spots less those of the spots left out, which with standardisation and centring differ from them by a matrix of rank
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoflow.models.inner import InnerFolds
+from histoflow.models.linear import Doubles, Floats, LinearHead, RidgePath, chunks, is_constant
+from histoflow.models.smoothing import WEIGHTS, Smoother
+
+ALPHAS = np.logspace(0, 6, 25)
+"""Ridge strengths tried, for standardised features."""
+DEFAULT_ALPHA = 1e3
+"""Taken where no spots can be held out."""
+
+_Rows = NDArray[np.intp]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some targets in one fold.
+
+    Attributes
+    ----------
+    fold
+        The fold.
+    which
+        The targets.
+    products
+        Of turned, centred training features and centred targets, shape (n_axes, n_which).
+    measured
+        Held-out targets less their training mean, shape (n_held_out, n_which).
+    mean
+        Training mean of the targets that `RidgePath.targets` returns, shape (n_which,).
+    weight
+        1 / (n_held_out × held-out variance), float64, shape (n_which,); 0 for a target that is constant there.
+    """
+
+    fold: _Fold
+    which: slice
+    products: Floats
+    measured: Floats
+    mean: Floats
+    weight: Doubles
+
+
+class _Fold:
+    """One inner fold of a `RidgePath`, its training part standardised anew and turned onto its own principal axes.
+
+    Attributes
+    ----------
+    train, test, left_out
+        Rows; `left_out` are those that are not in `train`.
+    mean
+        Of the turned training features, shape (n_axes,).
+    values
+        λ, shape (n_own_axes,), float64.
+    turn
+        From the path's axes to the fold's own, shape (n_own_axes, n_axes).
+    seen
+        F: held-out features on the fold's own axes, shape (n_held_out, n_own_axes).
+    """
+
+    def __init__(self, path: RidgePath, train: _Rows, test: _Rows) -> None:
+        self.train, self.test = train, test
+        self.left_out = np.setdiff1d(np.arange(len(path.turned)), train)
+        mean, scale = path.moments(train)
+        # From the path's axes to features standardised on the training part: z A → z A @ spread.
+        spread = path.axes.T * (path.scale / scale)
+        self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
+        if path.gram is None:
+            spread = np.linalg.cholesky(spread @ spread.T)  # the same distances in as few dimensions as there are axes
+            centred = path.turned[train] - self.mean
+            gram = spread.T @ (centred.T @ centred) @ spread
+        else:
+            ratio, shift = path.scale / scale, (mean - path.mean) / path.scale
+            gram = path.gram - path.products(self.left_out) - len(train) * np.outer(shift, shift)
+            gram *= np.outer(ratio, ratio)
+        values, own = np.linalg.eigh(gram)
+        self.values: Doubles = np.maximum(values, 0.0)
+        self.turn: Floats = (own.T @ spread.T).astype(path.dtype, copy=False)
+        self.centred_test: Floats = (path.turned[test] - self.mean).astype(path.dtype, copy=False)
+        self.seen: Floats = self.centred_test @ self.turn.T
+
+    def shrunk(self, alpha: float | Doubles) -> Floats:
+        """D, (n_own_axes, 1); or of one strength for each target, (n_own_axes, n_which)."""
+        return (1 / (self.values[:, None] + alpha)).astype(self.seen.dtype, copy=False)
+
+
+class RidgeFolds:
+    """The inner folds of a training set, for choosing what a ridge leaves open.
+
+    Parameters
+    ----------
+    path
+        The training set.
+    folds
+        ``(train, test)`` rows of it.
+    """
+
+    def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]]) -> None:
+        self._path = path
+        self._folds = [_Fold(path, train, test) for train, test in folds]
+        left_out = np.concatenate([fold.left_out for fold in self._folds])
+        self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
+
+    def scores(self, alphas: Doubles) -> Doubles:
+        """R² on held-out spots at each strength, averaged over targets, then over folds: (n_alphas,).
+
+        A target that is constant in a held-out part counts 0 there.
+        """
+        sums = {id(fold): _Sums(fold) for fold in self._folds}
+        for part in self._parts():
+            sums[id(part.fold)].add(part)
+        per_fold = [[total.explained(alpha) for alpha in alphas] for total in sums.values()]
+        score: Doubles = np.mean(per_fold, axis=0) / self._path.n_targets
+        return score
+
+    def scores_by_target(self, alphas: Doubles) -> Doubles:
+        """R² of each target on held-out spots at each strength, averaged over folds: (n_alphas, n_targets).
+
+        As for `scores`, of which it is the part of each target; it takes as long as predicting at every strength.
+        """
+        found = np.zeros((len(alphas), self._path.n_targets))
+        for part in self._parts():
+            along, varies = part.fold.turn @ part.products, part.weight > 0
+            for row, alpha in zip(found, alphas, strict=True):
+                error = part.fold.seen @ (along * part.fold.shrunk(alpha)) - part.measured
+                squares = np.einsum("sg,sg->g", error, error, dtype=np.float64)
+                row[part.which] += varies - part.weight * squares
+        return found / len(self._folds)
+
+    def smoothing_scores(self, alpha: float | Doubles, smoother: Smoother, weights: Sequence[float]) -> Doubles:
+        """R² on held-out spots at each weight of smoothing, averaged as by `scores`: (n_weights,).
+
+        Parameters
+        ----------
+        alpha
+            The strength, or one for each target, shape (n_targets,).
+        smoother
+            Of all rows; in a fold, of its held-out spots among themselves.
+        weights
+            Weights tried.
+        """
+        strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self._path.n_targets,))
+        smoothers = {id(fold): smoother.among(fold.test) for fold in self._folds}
+        found = np.zeros(len(weights))
+        for part in self._parts():
+            along = (part.fold.turn @ part.products) * part.fold.shrunk(strengths[part.which])
+            shift = (part.mean + self._path.intercept[part.which]).astype(along.dtype)
+            own = np.maximum(part.fold.seen @ along + shift, 0)
+            step = smoothers[id(part.fold)].mean(own) - own
+            error = own - shift - part.measured
+            varies = float((part.weight > 0).sum())
+            terms = [_weighted(part.weight, *pair) for pair in ((error, error), (error, step), (step, step))]
+            found += [varies - (terms[0] + 2 * w * terms[1] + w * w * terms[2]) for w in weights]
+        return found / len(self._folds) / self._path.n_targets
+
+    def _parts(self) -> Iterator[_Part]:
+        """Every fold's products, some targets at a time."""
+        path, turned = self._path, self._path.turned
+        for which in chunks(path.n_targets):
+            targets = path.targets(which)
+            without = [turned[fold.left_out].T @ targets[fold.left_out] for fold in self._folds]
+            total = sum(without[1:], without[0].copy()) if self._once_each else turned.T @ targets
+            for fold, products in zip(self._folds, without, strict=True):
+                mean = targets[fold.train].mean(axis=0, dtype=np.float64)
+                np.subtract(total, products, out=products)
+                products -= np.outer(len(fold.train) * fold.mean, mean).astype(products.dtype, copy=False)
+                held_out = targets[fold.test]
+                weight = _weights(held_out)
+                yield _Part(fold, which, products, held_out - mean.astype(held_out.dtype), mean, weight)
+
+
+class _Sums:
+    """The two products of a fold summed over targets, which serve every strength."""
+
+    def __init__(self, fold: _Fold) -> None:
+        self.fold = fold
+        n_held_out, n_axes = fold.centred_test.shape
+        self.spots_are_fewer = n_held_out < n_axes
+        self.square = np.zeros((n_axes, n_axes))
+        self.cross = np.zeros((n_axes, min(n_held_out, n_axes)))
+        self.constant = 0.0
+
+    def add(self, part: _Part) -> None:
+        """Take up some targets."""
+        weight = part.weight.astype(part.products.dtype)
+        other = part.measured.T if self.spots_are_fewer else part.measured.T @ self.fold.centred_test
+        self.cross += (part.products * weight) @ other
+        scaled = part.products * np.sqrt(weight)
+        self.square += scaled @ scaled.T
+        self.constant += float((part.weight > 0).sum()) - _weighted(part.weight, part.measured, part.measured)
+
+    def explained(self, alpha: float) -> float:
+        """Sum of R² over the targets at one strength."""
+        shrunk, (cross, square) = 1 / (self.fold.values + alpha), self._turned
+        return float(self.constant + 2 * shrunk @ cross - shrunk @ square @ shrunk)
+
+    @cached_property
+    def _turned(self) -> tuple[Doubles, Doubles]:
+        """Both on the fold's own axes: (n_own_axes,) and (n_own_axes, n_own_axes)."""
+        turn, seen = self.fold.turn, self.fold.seen
+        cross = (turn @ self.cross.astype(turn.dtype)) * (seen.T if self.spots_are_fewer else turn)
+        square = (turn @ self.square.astype(turn.dtype) @ turn.T) * (seen.T @ seen)
+        return cross.sum(axis=1, dtype=np.float64), square.astype(np.float64)
+
+
+def _weights(held_out: Floats) -> Doubles:
+    mean, variance = held_out.mean(axis=0, dtype=np.float64), held_out.var(axis=0, dtype=np.float64)
+    constant = is_constant(mean, np.sqrt(variance))
+    return np.where(constant, 0.0, 1 / np.where(constant, 1.0, len(held_out) * variance))
+
+
+def _weighted(weight: Doubles, first: Floats, second: Floats) -> float:
+    """Products of two columns each, summed with the weights of the columns."""
+    return float(weight @ np.einsum("sg,sg->g", first, second, dtype=np.float64))
+
+
+def fit_grouped_ridge(
+    x: Floats,
+    y: Floats,
+    inner: InnerFolds,
+    *,
+    alphas: Sequence[float] | Doubles = ALPHAS,
+    per_target: bool = False,
+    smoother: Smoother | None = None,
+) -> tuple[LinearHead, dict[str, Any]]:
+    """Ridge with intercept on standardised features, its strength chosen on the inner folds.
+
+    The strength with the best R² on held-out spots, averaged over targets and folds, as scikit-learn's
+    ``GridSearchCV`` of a standardising ridge scores it; a target that is constant in a held-out part counts 0 there.
+
+    Parameters
+    ----------
+    x
+        Features, shape (n_spots, n_features).
+    y
+        Targets, shape (n_spots, n_targets).
+    inner
+        From `inner_folds`, for these rows.
+    alphas
+        Strengths tried.
+    per_target
+        Whether every target has a strength of its own, the best for it alone.
+    smoother
+        Of these rows; None for no smoothing.
+
+    Returns
+    -------
+    The head fitted on all rows; and alpha (with `per_target` also alpha_by_target), the score by alpha, the folds in
+    words, and with a `smoother` smooth_weight and the score by weight.
+    """
+    path = RidgePath(x, y)
+    report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
+    if smoother is not None:
+        report["smooth_weight"] = 0.0
+    if not inner.folds:
+        return path.head(report["alpha"]), report
+    folds, tried = RidgeFolds(path, inner.folds), np.asarray(alphas, dtype=np.float64)
+    by_target = folds.scores_by_target(tried) if per_target else None
+    scores = folds.scores(tried) if by_target is None else by_target.mean(axis=1)
+    report |= {"alpha": float(tried[np.argmax(scores)]), "alphas": tried.tolist(), "inner_r2": scores.tolist()}
+    chosen: float | Doubles = report["alpha"]
+    if by_target is not None:
+        chosen = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], report["alpha"])
+        report["alpha_by_target"] = chosen.tolist()
+    if smoother is not None:
+        of_weight = folds.smoothing_scores(chosen, smoother, WEIGHTS)
+        report |= {"smooth_weight": WEIGHTS[int(np.argmax(of_weight))], "smooth_weights": list(WEIGHTS)}
+        report["smooth_inner_r2"] = of_weight.tolist()
+    return path.head(chosen), report
