@@ -134,23 +134,26 @@ class RidgePath:
 
     def targets(self, which: slice) -> Floats:
         """Some targets, centred, shape (n_spots, n_which)."""
-        return (self._y[:, which] - self.intercept[which]).astype(self.dtype, copy=False)
+        centred: Floats = np.subtract(self._y[:, which], self.intercept[which], dtype=self.dtype, casting="same_kind")
+        return centred
 
-    def head(self, alpha: float | Doubles) -> LinearHead:
+    def head(self, alpha: float | Doubles, along: Floats | None = None) -> LinearHead:
         """Return the ridge of strength `alpha`, the penalty on the squared length of ``coef``.
 
         Parameters
         ----------
         alpha
             One strength, or one for each target, shape (n_targets,).
+        along
+            Products of `turned` and `targets`, shape (n_axes, n_targets), where they are known; None to compute them.
         """
         strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self.n_targets,))
         coef = np.empty((len(self.mean), self.n_targets), self.dtype)
         axes = self.axes.astype(self.dtype, copy=False)
         for which in chunks(self.n_targets):
-            along = self.turned.T @ self.targets(which)
-            along /= (self.values[:, None] + strengths[which]).astype(self.dtype, copy=False)
-            coef[:, which] = axes @ along
+            shrunk = (1 / (self.values[:, None] + strengths[which])).astype(self.dtype, copy=False)
+            products = self.turned.T @ self.targets(which) if along is None else along[:, which]
+            np.matmul(axes, products * shrunk, out=coef[:, which])
         return LinearHead(self.mean, self.scale, coef, self.intercept)
 
 

@@ -80,7 +80,8 @@ class _Fold:
 
     def __init__(self, path: RidgePath, train: _Rows, test: _Rows) -> None:
         self.train, self.test = train, test
-        self.left_out = np.setdiff1d(np.arange(len(path.turned)), train)
+        left_out = np.setdiff1d(np.arange(len(path.turned)), train)
+        self.left_out = test if len(left_out) == len(test) else left_out
         mean, scale = path.moments(train)
         # From the path's axes to features standardised on the training part: z A → z A @ spread.
         spread = path.axes.T * (path.scale / scale)
@@ -113,12 +114,18 @@ class RidgeFolds:
         The training set.
     folds
         ``(train, test)`` rows of it.
+
+    Attributes
+    ----------
+    along
+        Products of the path's `turned` and `targets` over all rows, shape (n_axes, n_targets), once any score is known.
     """
 
     def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]]) -> None:
         self._path = path
         self._folds = [_Fold(path, train, test) for train, test in folds]
         left_out = np.concatenate([fold.left_out for fold in self._folds])
+        self.along: Floats = np.zeros((path.turned.shape[1], path.n_targets), path.dtype)
         self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
 
     def scores(self, alphas: Doubles) -> Doubles:
@@ -178,15 +185,18 @@ class RidgeFolds:
         path, turned = self._path, self._path.turned
         for which in chunks(path.n_targets):
             targets = path.targets(which)
-            without = [turned[fold.left_out].T @ targets[fold.left_out] for fold in self._folds]
-            total = sum(without[1:], without[0].copy()) if self._once_each else turned.T @ targets
-            for fold, products in zip(self._folds, without, strict=True):
-                mean = targets[fold.train].mean(axis=0, dtype=np.float64)
-                np.subtract(total, products, out=products)
-                products -= np.outer(len(fold.train) * fold.mean, mean).astype(products.dtype, copy=False)
-                held_out = targets[fold.test]
+            without = [targets[fold.left_out] for fold in self._folds]
+            products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
+            total = sum(products[1:], products[0].copy()) if self._once_each else turned.T @ targets
+            self.along[:, which] = total
+            all_sum = targets.sum(axis=0, dtype=np.float64)
+            for fold, part, missing in zip(self._folds, without, products, strict=True):
+                mean = (all_sum - part.sum(axis=0, dtype=np.float64)) / len(fold.train)
+                np.subtract(total, missing, out=missing)
+                missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
+                held_out = part if fold.test is fold.left_out else targets[fold.test]
                 weight = _weights(held_out)
-                yield _Part(fold, which, products, held_out - mean.astype(held_out.dtype), mean, weight)
+                yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, weight)
 
 
 class _Sums:
@@ -286,4 +296,4 @@ def fit_grouped_ridge(
         of_weight = folds.smoothing_scores(chosen, smoother, WEIGHTS)
         report |= {"smooth_weight": WEIGHTS[int(np.argmax(of_weight))], "smooth_weights": list(WEIGHTS)}
         report["smooth_inner_r2"] = of_weight.tolist()
-    return path.head(chosen), report
+    return path.head(chosen, folds.along), report
