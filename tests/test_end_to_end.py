@@ -19,7 +19,7 @@ from tests.test_workflow import PANEL, tiny_cohort
 from histoflow import io, models, pp, workflow
 from histoflow.bench import run, runner
 from histoflow.models import Network, RidgeProbe, Training, stflow
-from histoflow.pp import Panel, embed
+from histoflow.pp import Panel, blocks
 
 ROOT = Path(__file__).parents[1]
 
@@ -116,9 +116,9 @@ EMBEDDING_KILLED = """
 import os, signal
 from pathlib import Path
 from histoflow.cli import main
-from histoflow.pp import Panel, embed
+from histoflow.pp import Panel, blocks
 
-embed.BLOCK = 10
+blocks.BLOCK = 10
 written, write = [], Path.write_bytes
 
 def half_written(path, content):

@@ -16,46 +16,51 @@ _ROUNDING = 8
 """A column is constant if it spreads by no more units in the last place of its mean."""
 _BLOCK = 1 << 12
 """Spots standardised at a time, so that no second copy of all features is needed."""
-_CHUNK = 1 << 11
-"""Targets multiplied at a time."""
+_FEWEST, _MOST, _ELEMENTS = 1 << 8, 1 << 12, 1 << 26
+"""Targets multiplied at a time, at least and at most, and numbers of them."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``(x - mean) / scale @ coef + intercept``.
+    """``(x - mean) / scale @ axes @ coef + intercept``.
 
     Attributes
     ----------
     mean, scale
         Of each feature, shape (n_features,).
     coef
-        Shape (n_features, n_targets), in the precision in which it predicts.
+        Shape (n_axes, n_targets), in the precision in which it predicts.
     intercept
         Shape (n_targets,).
+    axes
+        Shape (n_features, n_axes); None where the axes are the features themselves.
     """
 
     mean: Floats
     scale: Floats
     coef: Floats
     intercept: Floats
+    axes: Floats | None = None
 
     def predict(self, x: Floats) -> Floats:
         """Map features (n_spots, n_features) to targets (n_spots, n_targets), in the precision of `coef`."""
         predicted = np.empty((len(x), self.coef.shape[1]), self.coef.dtype)
         for rows in blocks(len(x)):
             standard = standardised(x[rows], self.mean, self.scale).astype(self.coef.dtype, copy=False)
-            np.matmul(standard, self.coef, out=predicted[rows])
+            along = standard if self.axes is None else standard @ self.axes
+            np.matmul(along, self.coef, out=predicted[rows])
         predicted += self.intercept.astype(self.coef.dtype, copy=False)
         return predicted
 
     def arrays(self) -> dict[str, Floats]:
         """The numbers, by name, for a file."""
-        return {"mean": self.mean, "scale": self.scale, "coef": self.coef, "intercept": self.intercept}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> LinearHead:
         """Make a head of what `arrays` returned."""
-        return cls(*(np.asarray(arrays[name]) for name in ("mean", "scale", "coef", "intercept")))
+        found = {name: np.asarray(arrays[name]) for name in ("mean", "scale", "coef", "intercept")}
+        return cls(**found, axes=np.asarray(arrays["axes"]) if "axes" in arrays else None)
 
 
 class RidgePath:
@@ -148,17 +153,19 @@ class RidgePath:
             Products of `turned` and `targets`, shape (n_axes, n_targets), where they are known; None to compute them.
         """
         strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self.n_targets,))
-        coef = np.empty((len(self.mean), self.n_targets), self.dtype)
         axes = self.axes.astype(self.dtype, copy=False)
-        for which in chunks(self.n_targets):
-            shrunk = (1 / (self.values[:, None] + strengths[which])).astype(self.dtype, copy=False)
+        # Multiplied out only where that is less to keep and to compute.
+        kept = axes if self.n_targets > len(axes) else None
+        coef = np.empty((len(axes) if kept is None else axes.shape[1], self.n_targets), self.dtype)
+        for which in chunks(self.n_targets, len(self.turned)):
             products = self.turned.T @ self.targets(which) if along is None else along[:, which]
-            np.matmul(axes, products * shrunk, out=coef[:, which])
-        return LinearHead(self.mean, self.scale, coef, self.intercept)
+            products = products / (self.values[:, None] + strengths[which]).astype(self.dtype, copy=False)
+            coef[:, which] = products if kept is not None else axes @ products
+        return LinearHead(self.mean, self.scale, coef, self.intercept, kept)
 
 
 def moments(x: Floats) -> tuple[Doubles, Doubles]:
-    """Mean and standard deviation of each column, float64, (n_columns,); 1 for the latter where a column is constant."""
+    """Mean and standard deviation of each column, float64, (n_columns,); 1 for the latter where it is constant."""
     mean: Doubles = x.mean(axis=0, dtype=np.float64)
     square = sum((((x[rows] - mean) ** 2).sum(axis=0) for rows in blocks(len(x))), np.zeros_like(mean))
     spread = np.sqrt(square / len(x))
@@ -173,7 +180,7 @@ def is_constant(mean: Doubles, spread: Doubles) -> NDArray[np.bool_]:
 
 def standardised(x: Floats, mean: Floats, scale: Floats) -> Doubles:
     """Features minus their mean, in units of their scale, float64."""
-    standard = x - np.asarray(mean, dtype=np.float64)
+    standard: Doubles = x - np.asarray(mean, dtype=np.float64)
     standard /= scale
     return standard
 
@@ -183,6 +190,7 @@ def blocks(n_spots: int) -> list[slice]:
     return [slice(start, start + _BLOCK) for start in range(0, n_spots, _BLOCK)]
 
 
-def chunks(n_targets: int) -> Iterator[slice]:
-    """Targets, some thousand at a time: products with them are made and used up before the next."""
-    return (slice(start, start + _CHUNK) for start in range(0, n_targets, _CHUNK))
+def chunks(n_targets: int, n_spots: int) -> Iterator[slice]:
+    """Targets, some thousand at a time, fewer of many spots: what is made of them is used up before the next."""
+    width = max(_FEWEST, min(_MOST, _ELEMENTS // max(n_spots, 1)))
+    return (slice(start, start + width) for start in range(0, n_targets, width))

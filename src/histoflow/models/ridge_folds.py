@@ -1,4 +1,4 @@
-"""The strength of a ridge on inner folds: held-out R² at every strength, of whole transcriptomes without predicting them.
+"""The strength of a ridge on inner folds: held-out R² at every strength, and no prediction is made for it.
 
 With the training part of a fold turned so that its features are uncorrelated, of squared lengths λ, the ridge of
 strength α has coefficients D s, where s are the products of features and targets and D = diag(1 / (λ + α)). Its error
@@ -13,16 +13,16 @@ one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histoflow.models.inner import InnerFolds
 from histoflow.models.linear import Doubles, Floats, LinearHead, RidgePath, chunks, is_constant
+from histoflow.models.side_by_side import side_by_side
 from histoflow.models.smoothing import WEIGHTS, Smoother
 
 ALPHAS = np.logspace(0, 6, 25)
@@ -30,7 +30,11 @@ ALPHAS = np.logspace(0, 6, 25)
 DEFAULT_ALPHA = 1e3
 """Taken where no spots can be held out."""
 
+_MANY_AXES = 512
+
 _Rows = NDArray[np.intp]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -84,12 +88,13 @@ class _Fold:
         self.left_out = test if len(left_out) == len(test) else left_out
         mean, scale = path.moments(train)
         # From the path's axes to features standardised on the training part: z A → z A @ spread.
-        spread = path.axes.T * (path.scale / scale)
+        spread: Doubles = path.axes.T * (path.scale / scale)
         self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
         if path.gram is None:
-            spread = np.linalg.cholesky(spread @ spread.T)  # the same distances in as few dimensions as there are axes
+            # The same distances in as few dimensions as there are axes.
+            spread = np.asarray(np.linalg.cholesky(spread @ spread.T), dtype=np.float64)
             centred = path.turned[train] - self.mean
-            gram = spread.T @ (centred.T @ centred) @ spread
+            gram: Doubles = spread.T @ (centred.T @ centred) @ spread
         else:
             ratio, shift = path.scale / scale, (mean - path.mean) / path.scale
             gram = path.gram - path.products(self.left_out) - len(train) * np.outer(shift, shift)
@@ -97,12 +102,22 @@ class _Fold:
         values, own = np.linalg.eigh(gram)
         self.values: Doubles = np.maximum(values, 0.0)
         self.turn: Floats = (own.T @ spread.T).astype(path.dtype, copy=False)
-        self.centred_test: Floats = (path.turned[test] - self.mean).astype(path.dtype, copy=False)
-        self.seen: Floats = self.centred_test @ self.turn.T
+        self.seen: Floats = self.centred_test(path) @ self.turn.T
+
+    def centred_test(self, path: RidgePath) -> Floats:
+        """Held-out features on the path's axes, less the training mean, shape (n_held_out, n_axes)."""
+        return (path.turned[self.test] - self.mean).astype(path.dtype, copy=False)
 
     def shrunk(self, alpha: float | Doubles) -> Floats:
         """D, (n_own_axes, 1); or of one strength for each target, (n_own_axes, n_which)."""
         return (1 / (self.values[:, None] + alpha)).astype(self.seen.dtype, copy=False)
+
+
+def _each(call: Callable[[Item], Result], items: Iterable[Item], path: RidgePath) -> list[Result]:
+    """Call something on every item, beside each other where it takes longer than to arrange that."""
+    if path.turned.shape[1] < _MANY_AXES:
+        return [call(item) for item in items]
+    return side_by_side(call, items)
 
 
 class RidgeFolds:
@@ -123,7 +138,7 @@ class RidgeFolds:
 
     def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]]) -> None:
         self._path = path
-        self._folds = [_Fold(path, train, test) for train, test in folds]
+        self._folds = _each(lambda rows: _Fold(path, *rows), folds, path)
         left_out = np.concatenate([fold.left_out for fold in self._folds])
         self.along: Floats = np.zeros((path.turned.shape[1], path.n_targets), path.dtype)
         self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
@@ -133,10 +148,10 @@ class RidgeFolds:
 
         A target that is constant in a held-out part counts 0 there.
         """
-        sums = {id(fold): _Sums(fold) for fold in self._folds}
+        sums = {id(fold): _Sums(fold, self._path) for fold in self._folds}
         for part in self._parts():
             sums[id(part.fold)].add(part)
-        per_fold = [[total.explained(alpha) for alpha in alphas] for total in sums.values()]
+        per_fold = _each(lambda total: total.explained(alphas), sums.values(), self._path)
         score: Doubles = np.mean(per_fold, axis=0) / self._path.n_targets
         return score
 
@@ -183,7 +198,7 @@ class RidgeFolds:
     def _parts(self) -> Iterator[_Part]:
         """Every fold's products, some targets at a time."""
         path, turned = self._path, self._path.turned
-        for which in chunks(path.n_targets):
+        for which in chunks(path.n_targets, len(turned)):
             targets = path.targets(which)
             without = [targets[fold.left_out] for fold in self._folds]
             products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
@@ -195,48 +210,49 @@ class RidgeFolds:
                 np.subtract(total, missing, out=missing)
                 missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
                 held_out = part if fold.test is fold.left_out else targets[fold.test]
-                weight = _weights(held_out)
-                yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, weight)
+                yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
 
 
 class _Sums:
     """The two products of a fold summed over targets, which serve every strength."""
 
-    def __init__(self, fold: _Fold) -> None:
-        self.fold = fold
-        n_held_out, n_axes = fold.centred_test.shape
-        self.spots_are_fewer = n_held_out < n_axes
-        self.square = np.zeros((n_axes, n_axes))
-        self.cross = np.zeros((n_axes, min(n_held_out, n_axes)))
-        self.constant = 0.0
+    def __init__(self, fold: _Fold, path: RidgePath) -> None:
+        self._fold = fold
+        n_held_out, n_axes = len(fold.test), path.turned.shape[1]
+        self._centred_test = None if n_held_out < n_axes else fold.centred_test(path)
+        self._square = np.zeros((n_axes, n_axes))
+        self._cross = np.zeros((n_axes, min(n_held_out, n_axes)))
+        self._constant = 0.0
 
     def add(self, part: _Part) -> None:
-        """Take up some targets."""
-        weight = part.weight.astype(part.products.dtype)
-        other = part.measured.T if self.spots_are_fewer else part.measured.T @ self.fold.centred_test
-        self.cross += (part.products * weight) @ other
-        scaled = part.products * np.sqrt(weight)
-        self.square += scaled @ scaled.T
-        self.constant += float((part.weight > 0).sum()) - _weighted(part.weight, part.measured, part.measured)
+        """Take up some targets; the part is used up by it."""
+        root = np.sqrt(part.weight).astype(part.products.dtype)
+        scaled, measured = part.products, part.measured
+        scaled *= root
+        measured *= root
+        self._square += scaled @ scaled.T  # one buffer twice: half the work of a product
+        self._cross += scaled @ (measured.T if self._centred_test is None else measured.T @ self._centred_test)
+        squares = np.einsum("sg,sg->", measured, measured, dtype=np.float64)
+        self._constant += float((part.weight > 0).sum() - squares)
 
-    def explained(self, alpha: float) -> float:
-        """Sum of R² over the targets at one strength."""
-        shrunk, (cross, square) = 1 / (self.fold.values + alpha), self._turned
-        return float(self.constant + 2 * shrunk @ cross - shrunk @ square @ shrunk)
-
-    @cached_property
-    def _turned(self) -> tuple[Doubles, Doubles]:
-        """Both on the fold's own axes: (n_own_axes,) and (n_own_axes, n_own_axes)."""
-        turn, seen = self.fold.turn, self.fold.seen
-        cross = (turn @ self.cross.astype(turn.dtype)) * (seen.T if self.spots_are_fewer else turn)
-        square = (turn @ self.square.astype(turn.dtype) @ turn.T) * (seen.T @ seen)
-        return cross.sum(axis=1, dtype=np.float64), square.astype(np.float64)
+    def explained(self, alphas: Doubles) -> Doubles:
+        """Sum of R² over the targets at each strength, (n_alphas,)."""
+        turn, seen = self._fold.turn, self._fold.seen
+        frame = seen.T if self._centred_test is None else turn
+        cross = ((turn @ self._cross.astype(turn.dtype)) * frame).sum(axis=1, dtype=np.float64)
+        square = (turn @ self._square.astype(turn.dtype) @ turn.T) * (seen.T @ seen)
+        shrunk = 1 / (self._fold.values + alphas[:, None])
+        found: Doubles = self._constant + 2 * shrunk @ cross - ((shrunk @ square) * shrunk).sum(axis=1)
+        return found
 
 
 def _weights(held_out: Floats) -> Doubles:
-    mean, variance = held_out.mean(axis=0, dtype=np.float64), held_out.var(axis=0, dtype=np.float64)
-    constant = is_constant(mean, np.sqrt(variance))
-    return np.where(constant, 0.0, 1 / np.where(constant, 1.0, len(held_out) * variance))
+    """1 / (n_spots × variance) of each column, float64; 0 where it is constant."""
+    mean = held_out.mean(axis=0, dtype=np.float64)
+    centred = held_out - mean.astype(held_out.dtype)
+    squares = np.einsum("sg,sg->g", centred, centred, dtype=np.float64)
+    constant = is_constant(mean, np.sqrt(squares / len(held_out)))
+    return np.where(constant, 0.0, 1 / np.where(constant, 1.0, squares))
 
 
 def _weighted(weight: Doubles, first: Floats, second: Floats) -> float:
@@ -290,8 +306,9 @@ def fit_grouped_ridge(
     report |= {"alpha": float(tried[np.argmax(scores)]), "alphas": tried.tolist(), "inner_r2": scores.tolist()}
     chosen: float | Doubles = report["alpha"]
     if by_target is not None:
-        chosen = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], report["alpha"])
-        report["alpha_by_target"] = chosen.tolist()
+        # A target that is constant in every held-out part takes the strength of all.
+        own = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], report["alpha"])
+        report["alpha_by_target"], chosen = own.tolist(), own
     if smoother is not None:
         of_weight = folds.smoothing_scores(chosen, smoother, WEIGHTS)
         report |= {"smooth_weight": WEIGHTS[int(np.argmax(of_weight))], "smooth_weights": list(WEIGHTS)}
