@@ -180,7 +180,7 @@ def is_constant(mean: Doubles, spread: Doubles) -> NDArray[np.bool_]:
 
 def standardised(x: Floats, mean: Floats, scale: Floats) -> Doubles:
     """Features minus their mean, in units of their scale, float64."""
-    standard: Doubles = x - np.asarray(mean, dtype=np.float64)
+    standard: Doubles = np.subtract(x, mean, dtype=np.float64)
     standard /= scale
     return standard
 

@@ -13,6 +13,7 @@ from histoflow.workflow.cohorts import (
     slide_thumbnail,
     write_h5ad,
 )
+from histoflow.workflow.hest import hest_bench
 from histoflow.workflow.slides import (
     Pairs,
     available_backbones,
@@ -33,6 +34,7 @@ __all__ = [
     "embedder",
     "evaluate",
     "fit",
+    "hest_bench",
     "match",
     "predict_expression",
     "predict_section",
