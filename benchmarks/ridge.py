@@ -1,4 +1,4 @@
-"""Choosing one ridge strength for a whole transcriptome, beside scikit-learn's grid search: `python benchmarks/ridge.py`.
+"""One ridge strength for a whole transcriptome, beside scikit-learn's grid search: `python benchmarks/ridge.py`.
 
 Prints one line of JSON: seconds of wall clock and of processor, peak memory and the strength chosen on each side, and
 ratios. Each side runs in a process of its own, ours before and after scikit-learn's; threads are those of
@@ -68,8 +68,8 @@ def run(side: str, sizes: tuple[int, int, int]) -> dict[str, float]:
 def in_process(side: str, spots: int, features: int, genes: int) -> dict[str, float]:
     """One side, in a process of its own."""
     sizes = ["--spots", str(spots), "--features", str(features), "--genes", str(genes)]
-    done = subprocess.run([sys.executable, __file__, "--side", side, *sizes], check=True, capture_output=True, text=True)
-    return json.loads(done.stdout)
+    command = [sys.executable, __file__, "--side", side, *sizes]
+    return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
 def scaled(half: dict[str, float], part: dict[str, float], factor: float) -> dict[str, float]:

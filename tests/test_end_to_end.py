@@ -148,7 +148,7 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
     assert histoflow(*arguments, tmp_path / "undisturbed").code == 0  # embedded before, in the cache of the test run
     monkeypatch.setenv("HISTOFLOW_CACHE", str(cache))
-    monkeypatch.setattr(embed, "BLOCK", 10)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     n_encoded, encode = [], pp.Encoder.__call__
     monkeypatch.setattr(pp.Encoder, "__call__", lambda *a: n_encoded.append(len(a[1])) or encode(*a))
     assert histoflow(*arguments, tmp_path / "killed").code == 0

@@ -9,7 +9,6 @@ import click
 
 from histoflow.cli.root import PATH, encoder_option, json_option, say, weights_option
 
-
 _LEGEND = """\
 tasks, average: pooled r as the leaderboard has it, over genes, then folds, then tasks; a NaN stays one
 average_nan_as_0, n_nan: the same with genes without a correlation as 0, and how many there were
