@@ -51,6 +51,8 @@ CALLS = [
     ("models.Network", [], {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128}),
     ("models.Training", [], {"max_epochs": 1}),
     ("models.RidgeProbe", [], {"protocol": "grouped-cv"}),
+    ("models.RidgeProbe", [], {"alphas": [1.0], "per_gene_alpha": True, "smooth_um": 300.0}),
+    ("hest_bench", ["hest-bench", "out"], {"encoder": "scatter", "weights": None, "tasks": ["IDC"], "seed": 0}),
     ("models.Estimator.fit", ["self", "cohort"], {"panel": "panel"}),
     ("models.Estimator.predict", ["self", "section"], {"n_samples": 16, "return_samples": True}),
     ("models.Estimator.save", ["self", "model/"], {}),
@@ -69,7 +71,16 @@ DEFAULTS = {
     "models.Estimator.predict": {"n_samples": 16},
     "models.STFlow": {"encoder": "scatter", "normalize": "library", "n_sample_steps": 5, "seed": 0},
     "models.Network": {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128},
-    "models.RidgeProbe": {"protocol": "grouped-cv", "encoder": "scatter", "normalize": "library", "seed": 0},
+    "models.RidgeProbe": {
+        "protocol": "grouped-cv",
+        "encoder": "scatter",
+        "normalize": "library",
+        "seed": 0,
+        "alphas": None,
+        "per_gene_alpha": False,
+        "smooth_um": None,
+    },
+    "hest_bench": {"encoder": "scatter", "weights": None, "estimators": None, "tasks": None, "seed": 0},
 }
 
 

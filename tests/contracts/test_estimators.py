@@ -30,12 +30,15 @@ KINDS = [
     models.ColorBaseline(),
     models.RidgeProbe(),
     models.RidgeProbe(protocol="hest"),
+    models.RidgeProbe(smooth_um=450.0, per_gene_alpha=True, alphas=[1.0, 10.0, 100.0]),
     models.STFlow(**SMALL),
 ]
 PANEL = Panel(tuple(GENES[:5]))
 
 
-@pytest.fixture(params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}", scope="module")
+@pytest.fixture(
+    params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}-{getattr(e, 'smooth_um', None)}", scope="module"
+)
 def fitted(request):
     return request.param.clone().fit([make_section(f"S{i}", seed=i) for i in range(3)], panel=PANEL)
 

@@ -11,8 +11,7 @@ from histoflow import io
 from histoflow._errors import OptionError, ShapeError, SlideMismatchError
 from histoflow._keys import EMBEDDINGS, UNS
 from histoflow.datasets import toy
-from histoflow.pp import Embedder, Recipe, get_encoder
-from histoflow.pp import embed as embed_module
+from histoflow.pp import Embedder, Recipe, blocks, get_encoder
 from histoflow.pp.tiles import read_patches, statistics_grid
 
 COLOR = get_encoder("color")
@@ -55,7 +54,7 @@ def test_section_gets_embeddings_and_their_recipe(section, wsi, tmp_path):
 
 
 def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_module, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
     xy, calls = section.obsm["spatial"], []
 
     def counted(patches):
