@@ -20,7 +20,7 @@ from tests.test_workflow import PANEL, tiny_cohort
 from histoflow import io, models, pp, workflow
 from histoflow.bench import run, runner
 from histoflow.models import Network, RidgeProbe, Training, stflow
-from histoflow.pp import Panel, embed
+from histoflow.pp import Panel, blocks
 
 ROOT = Path(__file__).parents[1]
 
@@ -117,9 +117,9 @@ EMBEDDING_KILLED = """
 import os, signal
 from pathlib import Path
 from histoflow.cli import main
-from histoflow.pp import Panel, embed
+from histoflow.pp import Panel, blocks
 
-embed.BLOCK = 10
+blocks.BLOCK = 10
 written, write = [], Path.write_bytes
 
 def half_written(path, content):
@@ -150,7 +150,7 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     assert histoflow(*arguments, tmp_path / "undisturbed").code == 0  # embedded before, in the cache of the test run
     monkeypatch.setenv("HISTOFLOW_CACHE", str(cache))
-    monkeypatch.setattr(embed, "BLOCK", 10)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     n_encoded, encode = [], pp.Encoder.__call__
     monkeypatch.setattr(pp.Encoder, "__call__", lambda *a: n_encoded.append(len(a[1])) or encode(*a))
     assert histoflow(*arguments, tmp_path / "killed").code == 0

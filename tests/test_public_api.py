@@ -53,6 +53,8 @@ CALLS = [
     ("models.RidgeProbe", [], {"protocol": "grouped-cv"}),
     ("models.STPathZeroShot", [], {"weights": "stfm.pth", "vocabulary": None, "organ": "Breast", "tech": "Visium"}),
     ("models.STPathZeroShot.predict_given_spots", ["self", "section", "measured"], {}),
+    ("models.RidgeProbe", [], {"alphas": [1.0], "per_gene_alpha": True, "smooth_um": 300.0}),
+    ("hest_bench", ["hest-bench", "out"], {"encoder": "scatter", "weights": None, "tasks": ["IDC"], "seed": 0}),
     ("models.Estimator.fit", ["self", "cohort"], {"panel": "panel"}),
     ("models.Estimator.predict", ["self", "section"], {"n_samples": 16, "return_samples": True}),
     ("models.Estimator.save", ["self", "model/"], {}),
@@ -72,7 +74,16 @@ DEFAULTS = {
     "models.STFlow": {"encoder": "scatter", "normalize": "library", "n_sample_steps": 5, "seed": 0},
     "models.Network": {"n_neighbors": 8, "n_layers": 4, "hidden_dim": 128},
     "models.STPathZeroShot": {"encoder": "gigapath", "normalize": "none", "tech": "Visium", "seed": 0},
-    "models.RidgeProbe": {"protocol": "grouped-cv", "encoder": "scatter", "normalize": "library", "seed": 0},
+    "models.RidgeProbe": {
+        "protocol": "grouped-cv",
+        "encoder": "scatter",
+        "normalize": "library",
+        "seed": 0,
+        "alphas": None,
+        "per_gene_alpha": False,
+        "smooth_um": None,
+    },
+    "hest_bench": {"encoder": "scatter", "weights": None, "estimators": None, "tasks": None, "seed": 0},
 }
 
 

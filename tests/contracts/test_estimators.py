@@ -31,6 +31,7 @@ KINDS = [
     models.ColorBaseline(),
     models.RidgeProbe(),
     models.RidgeProbe(protocol="hest"),
+    models.RidgeProbe(smooth_um=450.0, per_gene_alpha=True, alphas=[1.0, 10.0, 100.0]),
     models.STFlow(**SMALL),
     models.STPathZeroShot(organ="Breast"),
 ]
@@ -42,7 +43,9 @@ def stpath_weights(tmp_path_factory):
     return write_files(tmp_path_factory.mktemp("stpath"), GENES)
 
 
-@pytest.fixture(params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}", scope="module")
+@pytest.fixture(
+    params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}-{getattr(e, 'smooth_um', None)}", scope="module"
+)
 def fitted(request, stpath_weights):
     brought = {} if request.param.learns else {"weights": str(stpath_weights)}
     return request.param.clone(**brought).fit([make_section(f"S{i}", seed=i) for i in range(3)], panel=PANEL)

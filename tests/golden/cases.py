@@ -12,8 +12,8 @@ import torch
 
 from histoflow.flow import Denoiser, EulerSampler, edge_geometry
 from histoflow.models.inner import InnerFolds
-from histoflow.models.linear import fit_grouped_ridge
 from histoflow.models.member import Projection
+from histoflow.models.ridge_folds import fit_grouped_ridge
 from histoflow.pp.graph import neighbors
 from histoflow.pp.scatter import encode
 from histoflow.stats import metrics

@@ -11,8 +11,7 @@ from histoflow import io
 from histoflow._errors import OptionError, ShapeError, SlideMismatchError
 from histoflow._keys import EMBEDDINGS, TISSUE, UNS
 from histoflow.datasets import toy
-from histoflow.pp import Embedder, Recipe, get_encoder
-from histoflow.pp import embed as embed_module
+from histoflow.pp import Embedder, Recipe, blocks, get_encoder
 from histoflow.pp.tiles import read_patches, statistics_grid
 
 COLOR = get_encoder("color")
@@ -78,7 +77,7 @@ def test_section_is_told_its_pieces_of_tissue_unless_it_knows_them(section, wsi,
 
 
 def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):
-    monkeypatch.setattr(embed_module, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 40)
     xy, calls = section.obsm["spatial"], []
 
     def counted(patches):

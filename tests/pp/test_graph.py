@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.spatial import distance_matrix
 
 from histoflow._errors import OptionError, ShapeError
-from histoflow.pp.graph import neighbors
+from histoflow.pp.graph import neighbors, neighbors_within
 
 JITTERED = np.random.default_rng(0).uniform(0, 2000, (150, 2))
 
@@ -118,3 +118,35 @@ def test_a_long_section_is_searched_in_blocks(monkeypatch):
 def test_wrong_input_is_named(arguments, error, text):
     with pytest.raises(error, match=text):
         neighbors(**{"xy_um": JITTERED, "n_neighbors": 8} | arguments)
+
+
+@given(seed=st.integers(0, 1000), n_spots=st.integers(0, 40), radius=st.floats(1, 900))
+@settings(deadline=None, max_examples=30)
+def test_neighbours_within_a_radius_are_those_of_brute_force(seed, n_spots, radius):
+    rng = np.random.default_rng(seed)
+    xy, groups = rng.uniform(0, 1000, (n_spots, 2)), rng.integers(0, 3, n_spots)
+    near = distance_matrix(xy, xy) <= radius
+    wanted = near & (groups[:, None] == groups) & ~np.eye(n_spots, dtype=bool)
+    np.testing.assert_array_equal(neighbors_within(xy, radius, groups=groups).toarray() > 0, wanted)
+
+
+def test_a_spot_at_just_the_radius_is_within_however_it_is_turned():
+    for angle in (0.0, 0.3, 2.1):
+        found = neighbors_within(turned(grid(5), angle, (1e4, 3e3)), 100.0)
+        n_near = np.asarray(found.sum(axis=1)).ravel()
+        assert n_near.sum() == 2 * 2 * 5 * 4
+        assert n_near.max() == 4
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "text"),
+    [
+        ({"xy_um": np.zeros((4, 3))}, ShapeError, r"xy_um has shape \(4, 3\)"),
+        ({"groups": [0, 1]}, ShapeError, r"groups has shape \(2,\)"),
+        ({"radius_um": 0.0}, OptionError, r"radius_um is 0\.0; give µm above 0"),
+        ({"xy_um": [[0, np.nan]]}, OptionError, "1 of 1 spots without a finite position"),
+    ],
+)
+def test_wrong_input_to_a_radius_is_named(arguments, error, text):
+    with pytest.raises(error, match=text):
+        neighbors_within(**{"xy_um": JITTERED, "radius_um": 8.0} | arguments)

@@ -1,15 +1,23 @@
 """Evaluation: estimators × folds × seeds, one long table of held-out figures."""
 
 from histoflow.bench.controls import shuffle_counts
-from histoflow.bench.runner import COLUMNS, default_models, model_path, plan_folds, read_prediction, run, summary
+from histoflow.bench.hest import HEST_COLUMNS, hest_leaderboard, hest_models, run_hest_task
+from histoflow.bench.parts import model_path, read_prediction
+from histoflow.bench.runner import COLUMNS, default_models, plan_folds, run, summary
+from histoflow.models.hest_recipe import ODDITIES as HEST_ODDITIES
 
 __all__ = [
     "COLUMNS",
+    "HEST_COLUMNS",
+    "HEST_ODDITIES",
     "default_models",
+    "hest_leaderboard",
+    "hest_models",
     "model_path",
     "plan_folds",
     "read_prediction",
     "run",
+    "run_hest_task",
     "shuffle_counts",
     "summary",
 ]

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from histoflow._errors import HistoflowError, OptionError, ReadError, SplitError
-from histoflow._files import atomic_path, value_hash
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, facts, section_name
+from histoflow._errors import HistoflowError, OptionError, SplitError
+from histoflow._keys import Missing, facts, section_name
 from histoflow._progress import track
+from histoflow.bench.parts import Job, Keeper, write_table
 from histoflow.models import (
     Auto,
     ColorBaseline,
@@ -33,36 +29,12 @@ from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pe
 from histoflow.stats.splits import Fold, Level, SectionFacts, check_level, describe_shares, leave_one_out
 
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
-MEASURED = "measured"
-"""``layers`` entry of kept predictions: what was measured at the same spots, on the same scale."""
-_FORMAT = 2
-_KEY = "evaluation"
 
 
 def default_models(*, encoder: str = "scatter") -> dict[str, Estimator]:
     """Return the estimators of an ordinary table: the baselines, the linear probe, the flow."""
     names = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, "hest_fm", "stflow")
     return {name: from_name(name, encoder=encoder) for name in names}
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One estimator, fitted on the training part of one fold."""
-
-    fold: Fold
-    train: list[AnnData]
-    test: list[AnnData]
-    panel: Panel
-    model: str
-    estimator: Estimator | Auto
-    missing: Missing
-
-    def key(self) -> str:
-        """Hash of everything the scores depend on."""
-        sections = [[_content(section) for section in part] for part in (self.train, self.test)]
-        told = [type(self.estimator).__name__, self.estimator.identity(), self.panel.genes, self.fold.name]
-        told += [self.missing] if self.missing != "error" else []
-        return value_hash([_FORMAT, self.model, told, sections])
 
 
 def run(
@@ -126,7 +98,7 @@ def run(
     missing: Missing = getattr(cohort, "missing", "error")
     jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds), missing))
     for job in track(jobs, "evaluating"):
-        parts.append(_scored(job, None if out is None else Path(out)).assign(**known))
+        parts.append(Keeper(job, None if out is None else Path(out)).rows(_score).assign(**known))
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
     table.attrs = {
         "normalize": normalize,
@@ -138,7 +110,7 @@ def run(
         },
     }
     if out is not None:
-        _write(table, Path(out) / "results.parquet")
+        write_table(table, Path(out) / "results.parquet")
     return table
 
 
@@ -216,56 +188,19 @@ def _jobs(
     normalize: str,
     seeds: list[int],
     missing: Missing,
-) -> Iterable[_Job]:
+) -> Iterable[Job]:
     if not models or not seeds:
         raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
     for fold, panel in zip(folds, panels, strict=True):
         train, test = [sections[i] for i in fold.train], [sections[i] for i in fold.test]
         for name, estimator in models.items():
             for seed in seeds:
-                yield _Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
+                yield Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
 
 
-def _scored(job: _Job, out: Path | None) -> pd.DataFrame:
-    """The rows of a job, from disk where an earlier run has finished it."""
-    key = job.key()
-    part = None if out is None else out / "parts" / f"{key}.parquet"
-    rows = None if part is None or out is None else _finished(part, out, key)
-    if rows is None:
-        rows = pd.concat(_score(job, out, key), ignore_index=True)
-        rows = rows.assign(fold=job.fold.name, seed=job.estimator.seed)
-        if part is not None:
-            _write(rows, part)
-    return rows.assign(shares=job.fold.shares)
-
-
-def _finished(part: Path, out: Path, key: str) -> pd.DataFrame | None:
-    """The rows of a part, if the predictions beside it are still its own: other options write the same names."""
-    if not part.is_file():
-        return None
-    rows = pd.read_parquet(part)
-    scored = rows.loc[rows["error"] == "", ["fold", "section", "model", "seed"]].drop_duplicates()
-    kept = [_prediction_path(out, *row) for row in scored.itertuples(index=False)]
-    return rows if all(_key_of(path) == key for path in kept) else None
-
-
-def _prediction_path(out: Path, fold: str, section: str, model: str, seed: int) -> Path:
-    return out / "predictions" / f"{fold}-{section}-{model}-{seed}.h5ad"
-
-
-def _key_of(prediction: Path) -> str | None:
-    """Key of the job that wrote a prediction, or None if there is none."""
-    if not prediction.is_file():
-        return None
-    with h5py.File(prediction) as file:
-        stored = file.get(f"uns/{UNS}/{_KEY}")
-        return None if stored is None else str(stored.asstr()[()])
-
-
-def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
+def _score(job: Job, keeper: Keeper) -> pd.DataFrame:
     fitted = job.estimator.fit(job.train, panel=job.panel, missing=job.missing)
-    if out is not None:
-        fitted.save(model_path(out, fold=job.fold.name, model=job.model, seed=job.estimator.seed))
+    keeper.model(fitted)
     measure = partial(panel_log1p, panel=job.panel, normalize=fitted.normalize, missing=job.missing)
     measured_train = [measure(section) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
@@ -277,10 +212,8 @@ def _score(job: _Job, out: Path | None, key: str) -> list[pd.DataFrame]:
                 rows.append(_failed(job.panel, section, model, str(predicted)))
                 continue
             rows.append(_metrics(measured, predicted, baseline, section).assign(model=model))
-            if out is not None:
-                path = _prediction_path(out, job.fold.name, section_name(section), model, job.estimator.seed)
-                _keep(predicted, measured, path, key)
-    return rows
+            keeper.prediction(predicted, measured, section=section, model=model)
+    return pd.concat(rows, ignore_index=True)
 
 
 def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, AnnData | HistoflowError]:
@@ -314,67 +247,3 @@ def _metrics(measured: np.ndarray, predicted: AnnData, baseline: np.ndarray, sec
 def _failed(panel: Panel, section: AnnData, model: str, reason: str) -> pd.DataFrame:
     rows = pd.DataFrame({"gene": list(panel.genes)}).assign(metric="pearson", value=np.nan)
     return rows.assign(section=section_name(section), model=model, error=reason)
-
-
-def _keep(predicted: AnnData, measured: np.ndarray, path: Path, key: str) -> None:
-    kept = predicted.copy()
-    kept.layers[MEASURED] = measured
-    kept.uns[UNS][_KEY] = key
-    with atomic_path(path) as temporary:
-        kept.write_h5ad(temporary)
-
-
-def model_path(folder: str | Path, *, fold: str, model: str, seed: int = 0) -> Path:
-    """Where `run` kept a fitted model, for `models.load`.
-
-    Parameters
-    ----------
-    folder
-        The ``out`` of that run.
-    fold, model, seed
-        As in its table.
-    """
-    return Path(folder) / "models" / f"{fold}-{model}-{seed}"
-
-
-def read_prediction(folder: str | Path, *, fold: str, section: str, model: str, seed: int = 0) -> AnnData:
-    """Read a prediction that `run` kept.
-
-    Parameters
-    ----------
-    folder
-        The ``out`` of that run.
-    fold, section, model, seed
-        As in its table.
-
-    Returns
-    -------
-    As `Estimator.predict`, and ``layers["measured"]``: what was measured at the same spots, on the same scale.
-
-    Raises
-    ------
-    ReadError
-        If there is none.
-    """
-    path = _prediction_path(Path(folder), fold, section, model, seed)
-    if not path.is_file():
-        raise ReadError(f"there is no prediction {path}; run the evaluation with this model and seed")
-    return anndata.read_h5ad(path)
-
-
-def _write(table: pd.DataFrame, path: Path) -> None:
-    with atomic_path(path) as temporary:
-        table.to_parquet(temporary, index=False)
-
-
-def _content(section: AnnData) -> list[str]:
-    """Hash of counts, names, places, pieces of tissue and scale, and of how each embedding was made."""
-    counts = section.X.tocsr()
-    digest = hashlib.sha256(counts.data.tobytes() + counts.indices.tobytes() + counts.indptr.tobytes())
-    made = {name: [str(m.get("id")), str(m.get("slide_id"))] for name, m in facts(section).get(EMBEDDINGS, {}).items()}
-    known = facts(section)
-    scale = [str(known.get(key)) for key in ("mpp_x", "mpp_y", "pitch_um")]
-    names = value_hash([list(section.obs_names), list(section.var_names)])
-    places = hashlib.sha256(np.ascontiguousarray(section.obsm[SPATIAL_UM]).tobytes()).hexdigest()
-    pieces = value_hash([str(piece) for piece in section.obs.get(TISSUE, ())])
-    return [section_name(section), digest.hexdigest(), value_hash(made), names, places, pieces, *scale]

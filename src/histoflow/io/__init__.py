@@ -4,6 +4,8 @@ from histoflow.io.arrays import check_counts
 from histoflow.io.features import read_features
 from histoflow.io.genes import check_species, rename_genes, species_of
 from histoflow.io.geojson import to_geojson
+from histoflow.io.hest_bench import HestPatches, HestSample, HestTask, open_hest_patches, read_hest_bench
+from histoflow.io.hest_section import PATCH_UM, hest_section
 from histoflow.io.images import slide_id
 from histoflow.io.manifest import Cohort, Row, read_cohort
 from histoflow.io.polygons import read_polygons
@@ -15,16 +17,23 @@ from histoflow.io.spots import read_st, section_from_anndata
 from histoflow.io.visium_hd import read_visium_hd
 
 __all__ = [
+    "PATCH_UM",
     "Cohort",
+    "HestPatches",
+    "HestSample",
+    "HestTask",
     "Row",
     "Scale",
     "check_counts",
     "check_species",
     "from_spatialdata",
+    "hest_section",
+    "open_hest_patches",
     "open_section_slide",
     "open_wsi",
     "read_cohort",
     "read_features",
+    "read_hest_bench",
     "read_polygons",
     "read_st",
     "read_visium",

@@ -12,8 +12,9 @@ from scipy.spatial import KDTree
 from histoflow._errors import NotFittedError, ShapeError, SplitError
 from histoflow.models.base import Arrays, Estimator
 from histoflow.models.inner import inner_folds
-from histoflow.models.linear import LinearHead, fit_grouped_ridge
+from histoflow.models.linear import LinearHead
 from histoflow.models.ridge import drawn, stacked
+from histoflow.models.ridge_folds import fit_grouped_ridge
 from histoflow.models.spots import Floats, Measured, Spots
 
 _N_NEAREST = 6

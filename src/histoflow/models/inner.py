@@ -16,7 +16,8 @@ from histoflow.stats.splits import spatial_blocks
 
 Indices = NDArray[np.intp]
 
-_LEAST_SECTIONS = 3
+LEAST_SECTIONS = 3
+"""Training sections from which whole sections are held out, rather than blocks."""
 _MOST_FOLDS = 5
 _N_BLOCKS = 4
 _LEAST_SPOTS = 16
@@ -60,7 +61,7 @@ def inner_folds(sections: Sequence[Spots]) -> InnerFolds:
     """
     starts = np.cumsum([0, *(len(section) for section in sections)])
     rows = [np.arange(first, last) for first, last in pairwise(starts)]
-    if len(sections) >= _LEAST_SECTIONS:
+    if len(sections) >= LEAST_SECTIONS:
         return _by_section(rows)
     found = _by_block(sections, rows)
     warnings.warn(

@@ -1,162 +1,196 @@
-"""Linear heads on embeddings: ridge with its strength chosen by inner folds, and the HEST-Benchmark's recipe."""
+"""Linear heads on embeddings, and every ridge of one training set, whatever its strength."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
-from sklearn.preprocessing import StandardScaler
-
-from histoflow.models.inner import InnerFolds
 
 Floats = NDArray[np.floating[Any]]
+Doubles = NDArray[np.float64]
 
-ALPHAS = np.logspace(0, 6, 25)
-"""Ridge strengths tried, for standardised features."""
-DEFAULT_ALPHA = 1e3
-"""Taken where no spots can be held out."""
-
-_HEST_COMPONENTS, _HEST_SEED, _HEST_ITERATIONS = 256, 1, 1000
-_HEST_STRENGTH = 100.0
+_ROUNDING = 8
+"""A column is constant if it spreads by no more units in the last place of its mean."""
+_BLOCK = 1 << 12
+"""Spots standardised at a time, so that no second copy of all features is needed."""
+_FEWEST, _MOST, _ELEMENTS = 1 << 8, 1 << 12, 1 << 26
+"""Targets multiplied at a time, at least and at most, and numbers of them."""
 
 
 @dataclass(frozen=True)
 class LinearHead:
-    """``(x - mean) / scale @ coef + intercept``.
+    """``(x - mean) / scale @ axes @ coef + intercept``.
 
     Attributes
     ----------
     mean, scale
         Of each feature, shape (n_features,).
     coef
-        Shape (n_features, n_targets).
+        Shape (n_axes, n_targets), in the precision in which it predicts.
     intercept
         Shape (n_targets,).
+    axes
+        Shape (n_features, n_axes); None where the axes are the features themselves.
     """
 
     mean: Floats
     scale: Floats
     coef: Floats
     intercept: Floats
+    axes: Floats | None = None
 
     def predict(self, x: Floats) -> Floats:
-        """Map features (n_spots, n_features) to targets (n_spots, n_targets), float64."""
-        predicted: Floats = (np.asarray(x, dtype=np.float64) - self.mean) / self.scale @ self.coef + self.intercept
+        """Map features (n_spots, n_features) to targets (n_spots, n_targets), in the precision of `coef`."""
+        predicted = np.empty((len(x), self.coef.shape[1]), self.coef.dtype)
+        for rows in blocks(len(x)):
+            standard = standardised(x[rows], self.mean, self.scale).astype(self.coef.dtype, copy=False)
+            along = standard if self.axes is None else standard @ self.axes
+            np.matmul(along, self.coef, out=predicted[rows])
+        predicted += self.intercept.astype(self.coef.dtype, copy=False)
         return predicted
 
     def arrays(self) -> dict[str, Floats]:
         """The numbers, by name, for a file."""
-        return {"mean": self.mean, "scale": self.scale, "coef": self.coef, "intercept": self.intercept}
+        return {name: value for name, value in vars(self).items() if value is not None}
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> LinearHead:
         """Make a head of what `arrays` returned."""
-        return cls(*(np.asarray(arrays[name], dtype=np.float64) for name in ("mean", "scale", "coef", "intercept")))
+        found = {name: np.asarray(arrays[name]) for name in ("mean", "scale", "coef", "intercept")}
+        return cls(**found, axes=np.asarray(arrays["axes"]) if "axes" in arrays else None)
 
 
 class RidgePath:
-    """Every ridge of one training set, whatever its strength, from one eigendecomposition of the smaller Gram matrix.
+    """Every ridge of one training set, whatever its strength, from one eigendecomposition.
+
+    Features are turned onto the principal axes of the training set, in double precision: a feature's length is then
+    that of its direction, so that a product with the targets in single precision is as exact for a weak direction as
+    for a strong one.
 
     Parameters
     ----------
     x
-        Features, shape (n_spots, n_features); standardised here.
+        Features, shape (n_spots, n_features); standardised here. Products are computed in their precision, float32 or
+        float64.
     y
         Targets, shape (n_spots, n_targets); centred here, so that there is an intercept.
+
+    Attributes
+    ----------
+    mean, scale, intercept
+        Mean and standard deviation of each feature, mean of each target, float64.
+    gram
+        Products of the standardised features, shape (n_features, n_features); None with fewer spots than features.
+    axes
+        Principal axes, shape (n_features, n_axes), n_axes the smaller of n_spots and n_features, orthonormal columns.
+    values
+        Squared lengths along them, shape (n_axes,).
+    turned
+        Standardised features along them, shape (n_spots, n_axes).
     """
 
     def __init__(self, x: Floats, y: Floats) -> None:
-        x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        spread = x.std(axis=0)
-        self.mean, self.scale = x.mean(axis=0), np.where(spread > 0, spread, 1.0)
-        self.intercept = y.mean(axis=0)
-        x, y = (x - self.mean) / self.scale, y - self.intercept
-        if len(x) <= x.shape[1]:
-            values, vectors = np.linalg.eigh(x @ x.T)
-            self._left, self._right = x.T @ vectors, vectors.T @ y
+        self._x, self._y = x, y
+        self.mean, self.scale = moments(x)
+        self.intercept: Doubles = y.mean(axis=0, dtype=np.float64)
+        self.gram: Doubles | None = None
+        if len(x) < x.shape[1]:
+            # Rows span at most n_spots directions, of which any orthonormal basis will do.
+            basis = np.linalg.qr(self.standard(slice(None)).T)[0]
+            inside = self.standard(slice(None)) @ basis
+            values, axes = np.linalg.eigh(inside.T @ inside)
+            self.axes: Doubles = basis @ axes
         else:
-            values, vectors = np.linalg.eigh(x.T @ x)
-            self._left, self._right = vectors, vectors.T @ (x.T @ y)
-        self._values = np.maximum(values, 0.0)[:, None]
-
-    def head(self, alpha: float) -> LinearHead:
-        """Return the ridge of strength `alpha`, the penalty on the squared length of ``coef``."""
-        coef = self._left @ (self._right / (self._values + alpha))
-        return LinearHead(self.mean, self.scale, coef, self.intercept)
-
-    def predictions(self, x: Floats, alphas: Floats) -> Floats:
-        """Predict from features (n_spots, n_features) at each strength: (n_alphas, n_spots, n_targets)."""
-        seen = (np.asarray(x, dtype=np.float64) - self.mean) / self.scale @ self._left
-        return np.stack([seen @ (self._right / (self._values + alpha)) + self.intercept for alpha in alphas])
-
-
-def fit_grouped_ridge(x: Floats, y: Floats, inner: InnerFolds) -> tuple[LinearHead, dict[str, Any]]:
-    """Ridge with intercept on standardised features, its strength chosen on the inner folds.
-
-    The strength with the best R² on held-out spots, averaged over genes and folds, as scikit-learn's ``GridSearchCV``
-    scores it; a gene that is constant in a held-out part is left out of its average.
-
-    Parameters
-    ----------
-    x
-        Features, shape (n_spots, n_features).
-    y
-        Targets, shape (n_spots, n_targets).
-    inner
-        From `inner_folds`, for these rows.
-
-    Returns
-    -------
-    The head fitted on all rows; and alpha, the score by alpha, and the folds in words.
-    """
-    report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
-    if inner.folds:
-        scores = np.mean(
-            [_r2(y[test], RidgePath(x[train], y[train]).predictions(x[test], ALPHAS)) for train, test in inner.folds],
-            axis=0,
+            self.gram = self.products(np.arange(len(x)))
+            values, self.axes = np.linalg.eigh(self.gram)
+        self.values: Doubles = np.maximum(values, 0.0)
+        self.turned: Floats = np.concatenate([self.standard(rows) @ self.axes for rows in blocks(len(x))]).astype(
+            self.dtype, copy=False
         )
-        report |= {"alpha": float(ALPHAS[np.argmax(scores)]), "alphas": ALPHAS.tolist(), "inner_r2": scores.tolist()}
-    return RidgePath(x, y).head(report["alpha"]), report
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The precision of products with targets."""
+        return np.dtype(np.float32 if self._x.dtype == np.float32 else np.float64)
+
+    @property
+    def n_targets(self) -> int:
+        """Number of targets."""
+        return int(self._y.shape[1])
+
+    def standard(self, rows: Any) -> Doubles:
+        """Standardised features of some rows, float64."""
+        return standardised(self._x[rows], self.mean, self.scale)
+
+    def products(self, rows: NDArray[np.intp]) -> Doubles:
+        """Products of the standardised features over some rows, shape (n_features, n_features)."""
+        total = np.zeros((self._x.shape[1],) * 2)
+        for part in blocks(len(rows)):
+            standard = self.standard(rows[part])
+            total += standard.T @ standard
+        return total
+
+    def moments(self, rows: NDArray[np.intp]) -> tuple[Doubles, Doubles]:
+        """Mean and standard deviation of each feature over some rows."""
+        return moments(self._x[rows])
+
+    def targets(self, which: slice) -> Floats:
+        """Some targets, centred, shape (n_spots, n_which)."""
+        centred: Floats = np.subtract(self._y[:, which], self.intercept[which], dtype=self.dtype, casting="same_kind")
+        return centred
+
+    def head(self, alpha: float | Doubles, along: Floats | None = None) -> LinearHead:
+        """Return the ridge of strength `alpha`, the penalty on the squared length of ``coef``.
+
+        Parameters
+        ----------
+        alpha
+            One strength, or one for each target, shape (n_targets,).
+        along
+            Products of `turned` and `targets`, shape (n_axes, n_targets), where they are known; None to compute them.
+        """
+        strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self.n_targets,))
+        axes = self.axes.astype(self.dtype, copy=False)
+        # Multiplied out only where that is less to keep and to compute.
+        kept = axes if self.n_targets > len(axes) else None
+        coef = np.empty((len(axes) if kept is None else axes.shape[1], self.n_targets), self.dtype)
+        for which in chunks(self.n_targets, len(self.turned)):
+            products = self.turned.T @ self.targets(which) if along is None else along[:, which]
+            products = products / (self.values[:, None] + strengths[which]).astype(self.dtype, copy=False)
+            coef[:, which] = products if kept is not None else axes @ products
+        return LinearHead(self.mean, self.scale, coef, self.intercept, kept)
 
 
-def _r2(measured: Floats, predicted: Floats) -> Floats:
-    """R² averaged over targets, for each of (n_alphas, n_spots, n_targets) predictions: (n_alphas,)."""
-    variance = measured.var(axis=0, dtype=np.float64)
-    varies = variance > 0
-    error = ((predicted - measured) ** 2).mean(axis=1)[:, varies]
-    score: Floats = (1 - error / variance[varies]).mean(axis=1) if varies.any() else np.zeros(len(predicted))
-    return score
+def moments(x: Floats) -> tuple[Doubles, Doubles]:
+    """Mean and standard deviation of each column, float64, (n_columns,); 1 for the latter where it is constant."""
+    mean: Doubles = x.mean(axis=0, dtype=np.float64)
+    square = sum((((x[rows] - mean) ** 2).sum(axis=0) for rows in blocks(len(x))), np.zeros_like(mean))
+    spread = np.sqrt(square / len(x))
+    return mean, np.where(is_constant(mean, spread), 1.0, spread)
 
 
-def fit_hest_ridge(x: Floats, y: Floats) -> tuple[LinearHead, dict[str, Any]]:
-    """Fit the HEST-Benchmark's probe, step by step (Jaume et al., NeurIPS 2024).
+def is_constant(mean: Doubles, spread: Doubles) -> NDArray[np.bool_]:
+    """Whether columns of this mean and standard deviation do not vary, to within the rounding of the mean."""
+    constant: NDArray[np.bool_] = spread <= _ROUNDING * np.finfo(np.float64).eps * np.abs(mean)
+    return constant
 
-    StandardScaler, PCA to 256 components with seed 1, then ridge by ``lsqr`` without an intercept, of strength
-    100 / (n_components × n_genes), at most 1000 iterations. Its predictions have no mean, so only correlations of
-    them mean anything. With fewer than 256 spots or features there are as many components as these allow.
 
-    Parameters
-    ----------
-    x
-        Features, shape (n_spots, n_features).
-    y
-        log1p expression, shape (n_spots, n_genes).
+def standardised(x: Floats, mean: Floats, scale: Floats) -> Doubles:
+    """Features minus their mean, in units of their scale, float64."""
+    standard: Doubles = np.subtract(x, mean, dtype=np.float64)
+    standard /= scale
+    return standard
 
-    Returns
-    -------
-    All three steps as one head; and alpha and the number of components.
-    """
-    scaler = StandardScaler().fit(x)
-    scaled = scaler.transform(x)
-    pca = PCA(n_components=min(_HEST_COMPONENTS, *x.shape), random_state=_HEST_SEED).fit(scaled)
-    alpha = _HEST_STRENGTH / (pca.n_components_ * y.shape[1])
-    options = {"solver": "lsqr", "fit_intercept": False, "max_iter": _HEST_ITERATIONS, "random_state": _HEST_SEED}
-    ridge = Ridge(alpha=alpha, **options).fit(pca.transform(scaled).astype(np.float32), y)
-    coef = pca.components_.T @ np.atleast_2d(ridge.coef_).T
-    head = LinearHead(scaler.mean_, scaler.scale_, coef, -pca.mean_ @ coef)
-    return head, {"alpha": float(alpha), "n_components": int(pca.n_components_)}
+
+def blocks(n_spots: int) -> list[slice]:
+    """Spots, some thousand at a time."""
+    return [slice(start, start + _BLOCK) for start in range(0, n_spots, _BLOCK)]
+
+
+def chunks(n_targets: int, n_spots: int) -> Iterator[slice]:
+    """Targets, some thousand at a time, fewer of many spots: what is made of them is used up before the next."""
+    width = max(_FEWEST, min(_MOST, _ELEMENTS // max(n_spots, 1)))
+    return (slice(start, start + width) for start in range(0, n_targets, width))

@@ -5,6 +5,7 @@ from histoflow.pp.embed import Embedder, Recipe, embedding_facts
 from histoflow.pp.encoders import Card, Encoder, EncoderInfo, available_encoders, get_encoder, load_weights, unavailable
 from histoflow.pp.expression import Panel, choose_panel, panel_log1p
 from histoflow.pp.graph import Neighbors, neighbors
+from histoflow.pp.patches import embed_patches
 
 __all__ = [
     "Card",
@@ -17,6 +18,7 @@ __all__ = [
     "add_context",
     "available_encoders",
     "choose_panel",
+    "embed_patches",
     "embedding_facts",
     "get_encoder",
     "load_weights",

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import io
-import shutil
 import warnings
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -19,9 +15,9 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from histoflow._errors import OptionError, ScaleWarning, ShapeError, SlideMismatchError
-from histoflow._files import atomic_path, cache_folder, locked, value_hash
+from histoflow._files import cache_folder, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
-from histoflow._progress import track
+from histoflow.pp.blocks import cached_features
 from histoflow.pp.context import disc_mean
 from histoflow.pp.encoders import Encoder
 from histoflow.pp.tiles import (
@@ -42,10 +38,7 @@ if TYPE_CHECKING:
 
 Floats = NDArray[np.float32]
 
-BLOCK = 128
-"""Patches per cached block; boundaries are fixed, so that a killed run and its successor agree."""
 _FORMAT = 1
-_DIGEST_BYTES = 32
 _CONTEXT_OF = "one piece of tissue"
 _MUCH_UPSAMPLING = 2.0
 _LEAST_SPREAD = 1e-6
@@ -259,13 +252,16 @@ class Embedder:
         """Features (n_places, n_features) of each field of view, from the cache where they are there."""
         folder = cache_folder(self.cache_dir) / "features"
         for side_um in self.recipe.patch_um:
-            target = folder / f"{self._key(wsi, xy, side_um)}.npy"
-            with locked(target):
-                stored = _load(target, (len(xy), self.encoder.n_features))
-                if stored is None:
-                    label = f"{self.encoder.name}, {side_um:g} µm, {what}"
-                    stored = self._encode_all(wsi, xy, side_um, target, label)
-            yield stored
+            yield cached_features(
+                folder / f"{self._key(wsi, xy, side_um)}.npy",
+                len(xy),
+                partial(_read, wsi, xy, side_um, self.encoder.patch_px),
+                self.encoder,
+                batch_size=self.batch_size,
+                device=self.device,
+                num_workers=self.num_workers,
+                label=f"{self.encoder.name}, {side_um:g} µm, {what}",
+            )
 
     def _key(self, wsi: WSIData, xy: NDArray[np.float64], side_um: float) -> str:
         known = slide_facts(wsi)
@@ -282,27 +278,9 @@ class Embedder:
             }
         )
 
-    def _encode_all(self, wsi: WSIData, xy: NDArray[np.float64], side_um: float, target: Path, label: str) -> Floats:
-        """Encode block by block, each block kept, then all of them as one file."""
-        folder = target.with_suffix(".parts")
-        blocks = [xy[start : start + BLOCK] for start in range(0, len(xy), BLOCK)]
-        paths = [folder / f"{number:06d}.npy" for number in range(len(blocks))]
-        missing = [i for i, path in enumerate(paths) if _load(path, (len(blocks[i]), self.encoder.n_features)) is None]
-        read = partial(read_patches, wsi, side_um=side_um, patch_px=self.encoder.patch_px)
-        with ThreadPoolExecutor(self.num_workers) as reader:  # the next blocks are read while this one is encoded
-            queue = [reader.submit(read, blocks[i]) for i in missing[: self.num_workers]]
-            for place, i in enumerate(track(missing, label)):
-                ahead = place + self.num_workers
-                queue += [reader.submit(read, blocks[j]) for j in missing[ahead : ahead + 1]]
-                _store(paths[i], self._encode(queue.pop(0).result()))
-        features = np.concatenate([np.load(path, allow_pickle=False) for path in paths])
-        _store(target, features)
-        shutil.rmtree(folder, ignore_errors=True)  # a killed run may have left an unfinished block in it
-        return features
 
-    def _encode(self, patches: NDArray[np.uint8]) -> Floats:
-        starts = range(0, len(patches), self.batch_size)
-        return np.concatenate([self.encoder(patches[i : i + self.batch_size], self.device) for i in starts])
+def _read(wsi: WSIData, xy: NDArray[np.float64], side_um: float, patch_px: int, some: slice) -> NDArray[np.uint8]:
+    return read_patches(wsi, xy[some], side_um=side_um, patch_px=patch_px)
 
 
 def _tile_section(wsi: WSIData, grid: Grid, step_um: float) -> AnnData:
@@ -323,23 +301,3 @@ def _feature_table(table: AnnData, encoder: str, tile_key: str) -> AnnData:
     features.obsm[SPATIAL], features.obsm[SPATIAL_UM] = table.obsm[SPATIAL], table.obsm[SPATIAL_UM]
     features.uns[UNS] = table.uns[UNS]
     return annotate_tiles(features, tile_key)
-
-
-def _load(path: Path, shape: tuple[int, int]) -> Floats | None:
-    """A cached array, or None if there is none or it is not, byte for byte, what was stored."""
-    if not path.is_file():
-        return None
-    content = path.read_bytes()
-    body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
-    if hashlib.sha256(body).digest() != digest:
-        return None
-    stored: Floats = np.load(io.BytesIO(body), allow_pickle=False)
-    return stored if stored.shape == shape and stored.dtype == np.float32 else None
-
-
-def _store(path: Path, features: Floats) -> None:
-    """Write an array as npy, followed by the SHA-256 of it, which numpy does not mind."""
-    body = io.BytesIO()
-    np.save(body, features, allow_pickle=False)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(body.getvalue() + hashlib.sha256(body.getvalue()).digest())

@@ -27,6 +27,8 @@ PanelRule = Literal["variance", "hvg", "spatial"]
 TARGET_SUM = 10_000.0
 MIN_DETECTED = 0.10
 N_MORAN_NEIGHBORS = 6
+_BLOCK = 1 << 10
+"""Spots brought to the model's scale at a time: a whole transcriptome is not held twice."""
 _TIE_DECIMALS = 10  # sums over spots differ in the last bits with the order of the spots; ties must not
 _EXCLUDED = re.compile(
     r"^(MT-|RP[SL]\d|RP[SL][PA]\d?|ERCC-|BLANK|NEGCONTROL|UNASSIGNED|ANTISENSE|DEPRECATED|INTERGENIC)|CONTROL", re.I
@@ -50,7 +52,7 @@ class Panel:
 
     def __post_init__(self) -> None:
         """Refuse an empty panel and repeated genes."""
-        repeated = sorted(gene for gene, n in Counter(self.genes).items() if n > 1)
+        repeated = sorted(gene for gene, times in Counter(self.genes).items() if times > 1)
         if repeated or not self.genes:
             what = f"names {', '.join(repeated[:5])} more than once" if repeated else "is empty"
             raise PanelMismatchError(f"the panel {what}; give each wanted gene once")
@@ -124,12 +126,21 @@ def panel_counts(section: AnnData, panel: Panel, *, missing: Missing = "error") 
     GeneNamesWarning
         If genes were taken for zero: how many, and which.
     """
+    return _taken(section.X, _place(section, panel, missing))
+
+
+def _place(section: AnnData, panel: Panel, missing: Missing) -> np.ndarray:
+    """Column of each gene of the panel, -1 for one that is taken for zero."""
     check_missing(missing)
     if lacking := missing_genes(section, panel):
         _tell_missing(section_name(section), lacking, panel, missing)
-    place = section.var_names.get_indexer(pd.Index(panel.genes))
-    counts = np.zeros((section.n_obs, len(panel)))
-    counts[:, place >= 0] = _dense(section.X[:, place[place >= 0]])
+    return cast(np.ndarray, section.var_names.get_indexer(pd.Index(panel.genes)))
+
+
+def _taken(matrix: Any, place: np.ndarray) -> np.ndarray:
+    """Columns of counts, float64; zero where `place` is -1."""
+    counts = np.zeros((matrix.shape[0], len(place)))
+    counts[:, place >= 0] = _dense(matrix[:, place[place >= 0]])
     return counts
 
 
@@ -143,7 +154,7 @@ def _tell_missing(name: str, lacking: list[str], panel: Panel, missing: Missing)
         )
     if len(lacking) == len(panel):
         raise PanelMismatchError(f"{text}: none is left to take for measured; check how the genes are named")
-    warnings.warn(f"{text}; they are taken for zero", GeneNamesWarning, stacklevel=3)
+    warnings.warn(f"{text}; they are taken for zero", GeneNamesWarning, stacklevel=4)
 
 
 def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize, *, missing: Missing = "error") -> np.ndarray:
@@ -177,7 +188,13 @@ def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize, *, missing
     GeneNamesWarning
         If genes were taken for zero: how many, and which.
     """
-    return to_log1p(panel_counts(section, panel, missing=missing), library_size(section), normalize)
+    totals = library_size(section)
+    log1p = np.empty((section.n_obs, len(panel)), dtype=np.float32)
+    place = _place(section, panel, missing)
+    for start in range(0, section.n_obs, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        log1p[rows] = to_log1p(_taken(section.X[rows], place), totals[rows], normalize)
+    return log1p
 
 
 def to_log1p(counts: np.ndarray, totals: np.ndarray, normalize: Normalize) -> np.ndarray:

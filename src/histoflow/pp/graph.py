@@ -8,12 +8,15 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from histoflow._errors import OptionError, ShapeError
 
 _BLOCK = 1 << 14
 """Spots looked up at a time."""
+_ROUNDING = 1e-6
+"""Part of a radius by which a spot may lie beyond it."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,11 @@ def neighbors(
     """
     xy = np.asarray(xy_um, dtype=np.float64)
     codes = np.zeros(xy.shape[:1], dtype=np.int64) if groups is None else np.asarray(groups)
-    _check(xy, codes, n_neighbors, tie_tolerance)
+    _check(xy, codes)
+    if n_neighbors < 1:
+        raise OptionError(f"n_neighbors is {n_neighbors}; give at least 1")
+    if not tie_tolerance >= 0:
+        raise OptionError(f"tie_tolerance is {tie_tolerance}; give a relative distance of 0 or more")
     blocks = []
     for members in _members(codes):
         tree = KDTree(xy[members])
@@ -70,6 +77,43 @@ def neighbors(
             near, mask = _nearest(tree, own, n_neighbors, tie_tolerance)
             blocks.append((members[own], members[near], mask))
     return _assemble(blocks, len(xy), n_neighbors)
+
+
+def neighbors_within(xy_um: ArrayLike, radius_um: float, *, groups: ArrayLike | None = None) -> csr_matrix:
+    """Find all spots within a radius of each spot.
+
+    Parameters
+    ----------
+    xy_um
+        x, y of the spots in µm, any origin, shape (n_spots, 2).
+    radius_um
+        In µm; a spot at just that distance, to within rounding, is a neighbour.
+    groups
+        As in `neighbors`.
+
+    Returns
+    -------
+    1 for every pair of neighbours, sparse, shape (n_spots, n_spots); a spot is not its own neighbour.
+
+    Raises
+    ------
+    ShapeError
+        If `xy_um` is not (n_spots, 2), or `groups` not (n_spots,).
+    OptionError
+        If the radius is not above 0, or a coordinate not finite.
+    """
+    xy = np.asarray(xy_um, dtype=np.float64)
+    codes = np.zeros(xy.shape[:1], dtype=np.int64) if groups is None else np.asarray(groups)
+    _check(xy, codes)
+    if not 0 < radius_um < np.inf:
+        raise OptionError(f"radius_um is {radius_um}; give µm above 0")
+    found = [
+        members[KDTree(xy[members]).query_pairs(radius_um * (1 + _ROUNDING), output_type="ndarray")]
+        for members in _members(codes)
+    ]
+    first, second = np.concatenate([np.empty((0, 2), dtype=np.int64), *found]).T
+    rows, columns = np.concatenate([first, second]), np.concatenate([second, first])
+    return csr_matrix((np.ones(len(rows), dtype=np.float32), (rows, columns)), shape=(len(xy),) * 2)
 
 
 def _members(codes: NDArray[Any]) -> Iterator[NDArray[np.int64]]:
@@ -107,14 +151,10 @@ def _assemble(
     return Neighbors(index, mask)
 
 
-def _check(xy: NDArray[np.float64], codes: NDArray[Any], n_neighbors: int, tie_tolerance: float) -> None:
+def _check(xy: NDArray[np.float64], codes: NDArray[Any]) -> None:
     if xy.ndim != 2 or xy.shape[1] != 2:
         raise ShapeError(f"xy_um has shape {xy.shape}; give x and y of every spot, (n_spots, 2)")
     if codes.shape != (len(xy),):
         raise ShapeError(f"groups has shape {codes.shape}; give one code per spot, ({len(xy)},)")
-    if n_neighbors < 1:
-        raise OptionError(f"n_neighbors is {n_neighbors}; give at least 1")
-    if not tie_tolerance >= 0:
-        raise OptionError(f"tie_tolerance is {tie_tolerance}; give a relative distance of 0 or more")
     if bad := int((~np.isfinite(xy)).any(axis=1).sum()):
         raise OptionError(f"xy_um has {bad} of {len(xy)} spots without a finite position; leave them out first")

@@ -14,6 +14,7 @@ from histoflow.workflow.cohorts import (
 )
 from histoflow.workflow.demo import demo
 from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, slide_thumbnail
+from histoflow.workflow.hest import hest_bench
 from histoflow.workflow.slides import (
     Pairs,
     available_backbones,
@@ -38,6 +39,7 @@ __all__ = [
     "embedder",
     "evaluate",
     "fit",
+    "hest_bench",
     "match",
     "models_for",
     "predict_expression",

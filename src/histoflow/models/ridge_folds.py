@@ -1,0 +1,316 @@
+"""The strength of a ridge on inner folds: held-out R² at every strength, and no prediction is made for it.
+
+With the training part of a fold turned so that its features are uncorrelated, of squared lengths λ, the ridge of
+strength α has coefficients D s, where s are the products of features and targets and D = diag(1 / (λ + α)). Its error
+on held-out spots, features F and targets t, summed over targets with weights w, is
+
+    Σ w |t - F D s|² = Σ w |t|² - 2 Σₖ Dₖ (Σ w s (Fᵀt)ᵀ)ₖₖ + Σₖₗ Dₖ Dₗ (FᵀF)ₖₗ (Σ w s sᵀ)ₖₗ
+
+so that two products summed over the targets serve every strength. The products s of a training part are those of all
+spots less those of the spots left out, which with standardisation and centring differ from them by a matrix of rank
+one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from histoflow.models.inner import InnerFolds
+from histoflow.models.linear import Doubles, Floats, LinearHead, RidgePath, chunks, is_constant
+from histoflow.models.side_by_side import side_by_side
+from histoflow.models.smoothing import WEIGHTS, Smoother
+
+ALPHAS = np.logspace(0, 6, 25)
+"""Ridge strengths tried, for standardised features."""
+DEFAULT_ALPHA = 1e3
+"""Taken where no spots can be held out."""
+
+_MANY_AXES = 512
+
+_Rows = NDArray[np.intp]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Some targets in one fold.
+
+    Attributes
+    ----------
+    fold
+        The fold.
+    which
+        The targets.
+    products
+        Of turned, centred training features and centred targets, shape (n_axes, n_which).
+    measured
+        Held-out targets less their training mean, shape (n_held_out, n_which).
+    mean
+        Training mean of the targets that `RidgePath.targets` returns, shape (n_which,).
+    weight
+        1 / (n_held_out × held-out variance), float64, shape (n_which,); 0 for a target that is constant there.
+    """
+
+    fold: _Fold
+    which: slice
+    products: Floats
+    measured: Floats
+    mean: Floats
+    weight: Doubles
+
+
+class _Fold:
+    """One inner fold of a `RidgePath`, its training part standardised anew and turned onto its own principal axes.
+
+    Attributes
+    ----------
+    train, test, left_out
+        Rows; `left_out` are those that are not in `train`.
+    mean
+        Of the turned training features, shape (n_axes,).
+    values
+        λ, shape (n_own_axes,), float64.
+    turn
+        From the path's axes to the fold's own, shape (n_own_axes, n_axes).
+    seen
+        F: held-out features on the fold's own axes, shape (n_held_out, n_own_axes).
+    """
+
+    def __init__(self, path: RidgePath, train: _Rows, test: _Rows) -> None:
+        self.train, self.test = train, test
+        left_out = np.setdiff1d(np.arange(len(path.turned)), train)
+        self.left_out = test if len(left_out) == len(test) else left_out
+        mean, scale = path.moments(train)
+        # From the path's axes to features standardised on the training part: z A → z A @ spread.
+        spread: Doubles = path.axes.T * (path.scale / scale)
+        self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
+        if path.gram is None:
+            # The same distances in as few dimensions as there are axes.
+            spread = np.asarray(np.linalg.cholesky(spread @ spread.T), dtype=np.float64)
+            centred = path.turned[train] - self.mean
+            gram: Doubles = spread.T @ (centred.T @ centred) @ spread
+        else:
+            ratio, shift = path.scale / scale, (mean - path.mean) / path.scale
+            gram = path.gram - path.products(self.left_out) - len(train) * np.outer(shift, shift)
+            gram *= np.outer(ratio, ratio)
+        values, own = np.linalg.eigh(gram)
+        self.values: Doubles = np.maximum(values, 0.0)
+        self.turn: Floats = (own.T @ spread.T).astype(path.dtype, copy=False)
+        self.seen: Floats = self.centred_test(path) @ self.turn.T
+
+    def centred_test(self, path: RidgePath) -> Floats:
+        """Held-out features on the path's axes, less the training mean, shape (n_held_out, n_axes)."""
+        return (path.turned[self.test] - self.mean).astype(path.dtype, copy=False)
+
+    def shrunk(self, alpha: float | Doubles) -> Floats:
+        """D, (n_own_axes, 1); or of one strength for each target, (n_own_axes, n_which)."""
+        return (1 / (self.values[:, None] + alpha)).astype(self.seen.dtype, copy=False)
+
+
+def _each(call: Callable[[Item], Result], items: Iterable[Item], path: RidgePath) -> list[Result]:
+    """Call something on every item, beside each other where it takes longer than to arrange that."""
+    if path.turned.shape[1] < _MANY_AXES:
+        return [call(item) for item in items]
+    return side_by_side(call, items)
+
+
+class RidgeFolds:
+    """The inner folds of a training set, for choosing what a ridge leaves open.
+
+    Parameters
+    ----------
+    path
+        The training set.
+    folds
+        ``(train, test)`` rows of it.
+
+    Attributes
+    ----------
+    along
+        Products of the path's `turned` and `targets` over all rows, shape (n_axes, n_targets), once any score is known.
+    """
+
+    def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]]) -> None:
+        self._path = path
+        self._folds = _each(lambda rows: _Fold(path, *rows), folds, path)
+        left_out = np.concatenate([fold.left_out for fold in self._folds])
+        self.along: Floats = np.zeros((path.turned.shape[1], path.n_targets), path.dtype)
+        self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
+
+    def scores(self, alphas: Doubles) -> Doubles:
+        """R² on held-out spots at each strength, averaged over targets, then over folds: (n_alphas,).
+
+        A target that is constant in a held-out part counts 0 there.
+        """
+        sums = {id(fold): _Sums(fold, self._path) for fold in self._folds}
+        for part in self._parts():
+            sums[id(part.fold)].add(part)
+        per_fold = _each(lambda total: total.explained(alphas), sums.values(), self._path)
+        score: Doubles = np.mean(per_fold, axis=0) / self._path.n_targets
+        return score
+
+    def scores_by_target(self, alphas: Doubles) -> Doubles:
+        """R² of each target on held-out spots at each strength, averaged over folds: (n_alphas, n_targets).
+
+        As for `scores`, of which it is the part of each target; it takes as long as predicting at every strength.
+        """
+        found = np.zeros((len(alphas), self._path.n_targets))
+        for part in self._parts():
+            along, varies = part.fold.turn @ part.products, part.weight > 0
+            for row, alpha in zip(found, alphas, strict=True):
+                error = part.fold.seen @ (along * part.fold.shrunk(alpha)) - part.measured
+                squares = np.einsum("sg,sg->g", error, error, dtype=np.float64)
+                row[part.which] += varies - part.weight * squares
+        return found / len(self._folds)
+
+    def smoothing_scores(self, alpha: float | Doubles, smoother: Smoother, weights: Sequence[float]) -> Doubles:
+        """R² on held-out spots at each weight of smoothing, averaged as by `scores`: (n_weights,).
+
+        Parameters
+        ----------
+        alpha
+            The strength, or one for each target, shape (n_targets,).
+        smoother
+            Of all rows; in a fold, of its held-out spots among themselves.
+        weights
+            Weights tried.
+        """
+        strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self._path.n_targets,))
+        smoothers = {id(fold): smoother.among(fold.test) for fold in self._folds}
+        found = np.zeros(len(weights))
+        for part in self._parts():
+            along = (part.fold.turn @ part.products) * part.fold.shrunk(strengths[part.which])
+            shift = (part.mean + self._path.intercept[part.which]).astype(along.dtype)
+            own = np.maximum(part.fold.seen @ along + shift, 0)
+            step = smoothers[id(part.fold)].mean(own) - own
+            error = own - shift - part.measured
+            varies = float((part.weight > 0).sum())
+            terms = [_weighted(part.weight, *pair) for pair in ((error, error), (error, step), (step, step))]
+            found += [varies - (terms[0] + 2 * w * terms[1] + w * w * terms[2]) for w in weights]
+        return found / len(self._folds) / self._path.n_targets
+
+    def _parts(self) -> Iterator[_Part]:
+        """Every fold's products, some targets at a time."""
+        path, turned = self._path, self._path.turned
+        for which in chunks(path.n_targets, len(turned)):
+            targets = path.targets(which)
+            without = [targets[fold.left_out] for fold in self._folds]
+            products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
+            total = sum(products[1:], products[0].copy()) if self._once_each else turned.T @ targets
+            self.along[:, which] = total
+            all_sum = targets.sum(axis=0, dtype=np.float64)
+            for fold, part, missing in zip(self._folds, without, products, strict=True):
+                mean = (all_sum - part.sum(axis=0, dtype=np.float64)) / len(fold.train)
+                np.subtract(total, missing, out=missing)
+                missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
+                held_out = part if fold.test is fold.left_out else targets[fold.test]
+                yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
+
+
+class _Sums:
+    """The two products of a fold summed over targets, which serve every strength."""
+
+    def __init__(self, fold: _Fold, path: RidgePath) -> None:
+        self._fold = fold
+        n_held_out, n_axes = len(fold.test), path.turned.shape[1]
+        self._centred_test = None if n_held_out < n_axes else fold.centred_test(path)
+        self._square = np.zeros((n_axes, n_axes))
+        self._cross = np.zeros((n_axes, min(n_held_out, n_axes)))
+        self._constant = 0.0
+
+    def add(self, part: _Part) -> None:
+        """Take up some targets; the part is used up by it."""
+        root = np.sqrt(part.weight).astype(part.products.dtype)
+        scaled, measured = part.products, part.measured
+        scaled *= root
+        measured *= root
+        self._square += scaled @ scaled.T  # one buffer twice: half the work of a product
+        self._cross += scaled @ (measured.T if self._centred_test is None else measured.T @ self._centred_test)
+        squares = np.einsum("sg,sg->", measured, measured, dtype=np.float64)
+        self._constant += float((part.weight > 0).sum() - squares)
+
+    def explained(self, alphas: Doubles) -> Doubles:
+        """Sum of R² over the targets at each strength, (n_alphas,)."""
+        turn, seen = self._fold.turn, self._fold.seen
+        frame = seen.T if self._centred_test is None else turn
+        cross = ((turn @ self._cross.astype(turn.dtype)) * frame).sum(axis=1, dtype=np.float64)
+        square = (turn @ self._square.astype(turn.dtype) @ turn.T) * (seen.T @ seen)
+        shrunk = 1 / (self._fold.values + alphas[:, None])
+        found: Doubles = self._constant + 2 * shrunk @ cross - ((shrunk @ square) * shrunk).sum(axis=1)
+        return found
+
+
+def _weights(held_out: Floats) -> Doubles:
+    """1 / (n_spots × variance) of each column, float64; 0 where it is constant."""
+    mean = held_out.mean(axis=0, dtype=np.float64)
+    centred = held_out - mean.astype(held_out.dtype)
+    squares = np.einsum("sg,sg->g", centred, centred, dtype=np.float64)
+    constant = is_constant(mean, np.sqrt(squares / len(held_out)))
+    return np.where(constant, 0.0, 1 / np.where(constant, 1.0, squares))
+
+
+def _weighted(weight: Doubles, first: Floats, second: Floats) -> float:
+    """Products of two columns each, summed with the weights of the columns."""
+    return float(weight @ np.einsum("sg,sg->g", first, second, dtype=np.float64))
+
+
+def fit_grouped_ridge(
+    x: Floats,
+    y: Floats,
+    inner: InnerFolds,
+    *,
+    alphas: Sequence[float] | Doubles = ALPHAS,
+    per_target: bool = False,
+    smoother: Smoother | None = None,
+) -> tuple[LinearHead, dict[str, Any]]:
+    """Ridge with intercept on standardised features, its strength chosen on the inner folds.
+
+    The strength with the best R² on held-out spots, averaged over targets and folds, as scikit-learn's
+    ``GridSearchCV`` of a standardising ridge scores it; a target that is constant in a held-out part counts 0 there.
+
+    Parameters
+    ----------
+    x
+        Features, shape (n_spots, n_features).
+    y
+        Targets, shape (n_spots, n_targets).
+    inner
+        From `inner_folds`, for these rows.
+    alphas
+        Strengths tried.
+    per_target
+        Whether every target has a strength of its own, the best for it alone.
+    smoother
+        Of these rows; None for no smoothing.
+
+    Returns
+    -------
+    The head fitted on all rows; and alpha (with `per_target` also alpha_by_target), the score by alpha, the folds in
+    words, and with a `smoother` smooth_weight and the score by weight.
+    """
+    path = RidgePath(x, y)
+    report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
+    if smoother is not None:
+        report["smooth_weight"] = 0.0
+    if not inner.folds:
+        return path.head(report["alpha"]), report
+    folds, tried = RidgeFolds(path, inner.folds), np.asarray(alphas, dtype=np.float64)
+    by_target = folds.scores_by_target(tried) if per_target else None
+    scores = folds.scores(tried) if by_target is None else by_target.mean(axis=1)
+    report |= {"alpha": float(tried[np.argmax(scores)]), "alphas": tried.tolist(), "inner_r2": scores.tolist()}
+    chosen: float | Doubles = report["alpha"]
+    if by_target is not None:
+        # A target that is constant in every held-out part takes the strength of all.
+        own = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], report["alpha"])
+        report["alpha_by_target"], chosen = own.tolist(), own
+    if smoother is not None:
+        of_weight = folds.smoothing_scores(chosen, smoother, WEIGHTS)
+        report |= {"smooth_weight": WEIGHTS[int(np.argmax(of_weight))], "smooth_weights": list(WEIGHTS)}
+        report["smooth_inner_r2"] = of_weight.tolist()
+    return path.head(chosen, folds.along), report
