@@ -26,6 +26,9 @@ HELD_OUT_R = "held_out_r"
 EMBEDDINGS = "embeddings"
 """Entry of ``uns[UNS]``: how each embedding of the section was made."""
 
+DENSE = "_dense"
+"""End of the ``obsm`` entry of an encoder's super-pixels: ``"scatter_dense"`` beside ``"scatter"``."""
+
 _MAKERS = {
     SPATIAL: "hf.read_visium, hf.read_st or hf.section_from_anndata",
     SPATIAL_UM: "hf.read_visium, hf.read_st or hf.section_from_anndata",
