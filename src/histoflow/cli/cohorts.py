@@ -159,8 +159,7 @@ def evaluate(
     }
     counted = sections.select(sections=[row.section for row in sections.rows if row.role != "query"])
     bench.plan_folds(counted, options["by"])
-    if any(estimator.encoder == ready.name for estimator in chosen.values()):
-        workflow.embed([s for s in counted if s.uns["histoflow"]["kind"] != "features"], ready)
+    workflow.embed_for(counted, chosen.values(), encoder=ready)
     table = workflow.evaluate(sections, out, estimators=chosen, **options)
     scores = bench.summary(table)
     wide = scores.pivot_table(index="model", columns="metric", values="value", aggfunc="mean", sort=False, dropna=False)

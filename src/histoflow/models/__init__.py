@@ -11,10 +11,15 @@ from histoflow.models.lazyslide import as_lazyslide_model
 from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
 from histoflow.models.stflow import STFlow
+from histoflow.models.subspot import SubspotRegressor
 from histoflow.models.training import Training
 
 _KINDS: dict[str, type[Estimator]] = {
-    kind.name: kind for kind in (MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline, RidgeProbe, STFlow)
+    kind.name: kind
+    for kind in (
+        *(MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline),
+        *(RidgeProbe, STFlow, SubspotRegressor),
+    )
 }
 
 NAMES = tuple(_KINDS)
@@ -30,6 +35,7 @@ __all__ = [
     "Network",
     "RidgeProbe",
     "STFlow",
+    "SubspotRegressor",
     "Training",
     "as_lazyslide_model",
     "from_name",

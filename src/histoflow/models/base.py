@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 
 from histoflow._errors import ModelFormatError, NotFittedError, OptionError, PanelMismatchError, ReadError
 from histoflow._files import atomic_path, read_json, write_json
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Missing, Panel, check_normalize, keep_spots, missing_genes
 
@@ -39,7 +39,7 @@ class Estimator(ABC):
     Parameters
     ----------
     encoder
-        ``obsm`` slot of the embeddings; None for an estimator that looks at no image.
+        What describes the images; None for an estimator that looks at none.
     normalize
         Scale of the expression: ``"library"``, log1p of counts per 10,000; or ``"none"``, log1p of raw counts.
     seed
@@ -48,6 +48,8 @@ class Estimator(ABC):
 
     name: ClassVar[str]
     """What the estimator is called in options, tables and saved models."""
+    dense: ClassVar[bool] = False
+    """Whether it looks at the super-pixels of a spot, rather than at a patch around it."""
 
     def __init__(self, *, encoder: str | None = "scatter", normalize: str = "library", seed: int = 0) -> None:
         self.encoder = encoder
@@ -57,6 +59,12 @@ class Estimator(ABC):
         self.embedding_: dict[str, Any] | None = None
         self.pitch_um_ = float("nan")
         self.training_: dict[str, Any] = {}
+
+    @final
+    @property
+    def slot(self) -> str | None:
+        """``obsm`` entry that it looks at: the encoder's, or that of its super-pixels; None for no image."""
+        return f"{self.encoder}{DENSE}" if self.encoder and self.dense else self.encoder
 
     @final
     def fit(
@@ -72,7 +80,7 @@ class Estimator(ABC):
         Parameters
         ----------
         sections
-            Training sections: X raw counts, embedded by `encoder`.
+            Training sections: X raw counts, embedded into `slot`.
         panel
             Genes to predict, from `choose_panel` or as a list of names.
         min_counts
@@ -99,11 +107,9 @@ class Estimator(ABC):
                 f"no training spot is left of {len(everything)} sections at min_counts={min_counts}"
             )
         genes = panel if isinstance(panel, Panel) else Panel(tuple(panel))
-        embedding = embedding_of(kept, self.encoder) if self.encoder else None
+        embedding = embedding_of(kept, self.slot) if self.slot else None
         measured = [
-            measured_of(section, self.encoder, genes, self.normalize, missing=missing)
-            for section in kept
-            if section.n_obs
+            measured_of(section, self.slot, genes, self.normalize, missing=missing) for section in kept if section.n_obs
         ]
         self.panel_, self.embedding_ = genes, embedding
         self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured]))
@@ -147,7 +153,7 @@ class Estimator(ABC):
         panel = self._fitted()
         if n_samples < 1:
             raise OptionError(f"n_samples is {n_samples}; give at least 1")
-        draws = self._draw(spots_of(section, self.encoder, self.embedding_), n_samples)
+        draws = self._draw(spots_of(section, self.slot, self.embedding_), n_samples)
         predicted = AnnData(X=draws.mean(axis=0, dtype=np.float64).astype(np.float32), obs=section.obs.copy())
         predicted.var_names = pd.Index(panel.genes, dtype=object)
         if len(draws) > 1:

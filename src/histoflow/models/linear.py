@@ -65,14 +65,16 @@ class RidgePath:
     Parameters
     ----------
     x
-        Features, shape (n_spots, n_features); standardised here.
+        Features, shape (n_spots, n_features); centred here.
     y
         Targets, shape (n_spots, n_targets); centred here, so that there is an intercept.
+    standardise
+        Whether features are first brought to one spread over these spots.
     """
 
-    def __init__(self, x: Floats, y: Floats) -> None:
+    def __init__(self, x: Floats, y: Floats, *, standardise: bool = True) -> None:
         x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
-        spread = x.std(axis=0)
+        spread = x.std(axis=0) if standardise else np.ones(x.shape[1])
         self.mean, self.scale = x.mean(axis=0), np.where(spread > 0, spread, 1.0)
         self.intercept = y.mean(axis=0)
         x, y = (x - self.mean) / self.scale, y - self.intercept
@@ -95,8 +97,10 @@ class RidgePath:
         return np.stack([seen @ (self._right / (self._values + alpha)) + self.intercept for alpha in alphas])
 
 
-def fit_grouped_ridge(x: Floats, y: Floats, inner: InnerFolds) -> tuple[LinearHead, dict[str, Any]]:
-    """Ridge with intercept on standardised features, its strength chosen on the inner folds.
+def fit_grouped_ridge(
+    x: Floats, y: Floats, inner: InnerFolds, *, standardise: bool = True
+) -> tuple[LinearHead, dict[str, Any]]:
+    """Ridge with intercept, its strength chosen on the inner folds.
 
     The strength with the best R² on held-out spots, averaged over genes and folds, as scikit-learn's ``GridSearchCV``
     scores it; a gene that is constant in a held-out part is left out of its average.
@@ -109,6 +113,8 @@ def fit_grouped_ridge(x: Floats, y: Floats, inner: InnerFolds) -> tuple[LinearHe
         Targets, shape (n_spots, n_targets).
     inner
         From `inner_folds`, for these rows.
+    standardise
+        Whether features are first brought to one spread; False where they have a scale that means something.
 
     Returns
     -------
@@ -116,12 +122,10 @@ def fit_grouped_ridge(x: Floats, y: Floats, inner: InnerFolds) -> tuple[LinearHe
     """
     report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
     if inner.folds:
-        scores = np.mean(
-            [_r2(y[test], RidgePath(x[train], y[train]).predictions(x[test], ALPHAS)) for train, test in inner.folds],
-            axis=0,
-        )
+        paths = ((RidgePath(x[train], y[train], standardise=standardise), test) for train, test in inner.folds)
+        scores = np.mean([_r2(y[test], path.predictions(x[test], ALPHAS)) for path, test in paths], axis=0)
         report |= {"alpha": float(ALPHAS[np.argmax(scores)]), "alphas": ALPHAS.tolist(), "inner_r2": scores.tolist()}
-    return RidgePath(x, y).head(report["alpha"]), report
+    return RidgePath(x, y, standardise=standardise).head(report["alpha"]), report
 
 
 def _r2(measured: Floats, predicted: Floats) -> Floats:

@@ -69,9 +69,14 @@ class Lattice:
     def of(cls, wsi: WSIData) -> Lattice:
         """Lay the lattice of a slide from `hf.open_wsi`."""
         known = slide_facts(wsi)
-        mpp = float(known["mpp_x"]), float(known["mpp_y"])
         width, height = known["slide_size_px"]
-        return cls((math.ceil(height * mpp[1] / SUPERPIXEL_UM), math.ceil(width * mpp[0] / SUPERPIXEL_UM)), mpp)
+        return cls.over((int(width), int(height)), (float(known["mpp_x"]), float(known["mpp_y"])))
+
+    @classmethod
+    def over(cls, size_px: tuple[int, int], mpp: tuple[float, float]) -> Lattice:
+        """Lay the lattice over a slide of some width and height in pixels, and µm per pixel in x and y."""
+        width, height = (math.ceil(size * um / SUPERPIXEL_UM) for size, um in zip(size_px, mpp, strict=True))
+        return cls((height, width), mpp)
 
     def centres(self, rows: Indices, columns: Indices) -> NDArray[np.float64]:
         """Centres of super-pixels, shape (..., 2), x, y in level-0 pixels."""

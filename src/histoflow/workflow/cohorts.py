@@ -14,9 +14,9 @@ from anndata import AnnData
 from histoflow import bench, datasets, io, models, pl
 from histoflow._errors import OptionError, WeightsError
 from histoflow._files import atomic_path
-from histoflow._keys import EMBEDDINGS, SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
-from histoflow.pp import Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
+from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
 from histoflow.pp.tiles import TILES, tile_um
 
@@ -32,18 +32,21 @@ _DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches"
 def embedder(
     encoder: str | Encoder = "scatter",
     *,
+    dense: bool = False,
     made: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     device: str = "cpu",
-) -> Embedder:
+) -> Embedder | DenseEmbedder:
     """Make what embeds places the way a model's training sections were embedded.
 
     Parameters
     ----------
     encoder
-        An encoder, or the name of one, as `pp.get_encoder` takes it.
+        An encoder, or the name of one, as `pp.get_encoder` takes it; ``"<name>_dense"`` for its super-pixels.
+    dense
+        Whether places are described by their super-pixels rather than by patches.
     made
         How: the ``embedding_`` of a fitted model; None for the encoder's default recipe.
     weights
@@ -61,8 +64,14 @@ def embedder(
         If there is no such encoder.
     WeightsError
         If its weights cannot be had.
+    EncoderMismatchError
+        If super-pixels are wanted of an encoder that only describes patches.
     """
+    if isinstance(encoder, str) and encoder.endswith(DENSE):
+        encoder, dense = encoder.removesuffix(DENSE), True
     ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
+    if dense:
+        return DenseEmbedder(ready, cache_dir, device=device)
     if made is not None:
         sizes = {key: tuple(map(float, made[key])) for key in ("patch_um", "context_um")}
         recipe = Recipe(**sizes, grid_um=float(made["grid_um"]))
@@ -106,7 +115,8 @@ def embed(
         Sections get float32 ``obsm[model]``, (n_spots, n_features), in place; a slide gets
         ``tables["{model}_{tile_key}"]``.
     model
-        An encoder, or the name of one, as `pp.get_encoder` takes it.
+        An encoder, or the name of one, as `pp.get_encoder` takes it; ``"<name>_dense"`` for the super-pixels of
+        sections, which `models.SubspotRegressor` looks at.
     tile_key
         Tiles of a slide, from `tile`: their size is the smaller field of view. Laid at 112 µm if there are none.
     weights
@@ -117,33 +127,62 @@ def embed(
     Returns
     -------
     `target`.
+
+    Raises
+    ------
+    OptionError
+        If super-pixels are asked for of the tiles of a slide.
     """
     make = embedder(model, weights=weights, cache_dir=cache_dir, batch_size=batch_size, device=device)
-    make = replace(make, num_workers=max(1, num_workers))
-    if isinstance(target, AnnData):
-        make.section(target, io.open_section_slide(target, cache_dir=cache_dir))
-    elif isinstance(target, Sequence):
-        for section in target:
+    if isinstance(target, AnnData | Sequence):
+        for section in [target] if isinstance(target, AnnData) else target:
             make.section(section, io.open_section_slide(section, cache_dir=cache_dir))
-    elif tile_key in target.shapes:
+        return target
+    if isinstance(make, DenseEmbedder):
+        raise OptionError(
+            f"model is {model!r}, the super-pixels of spots; a slide without spots takes hf.super_resolve"
+        )
+    make = replace(make, num_workers=max(1, num_workers))
+    if tile_key in target.shapes:
         sized_for(make, tile_um(target, tile_key)).laid_tiles(target, tile_key)
     else:
         make.tiles(target, _TILE_UM)
     return target
 
 
-def sized_for(make: Embedder, patch_um: float) -> Embedder:
-    """The same embedder with other fields of view: as wide as a tile of `patch_um`, and twice as wide."""
+def sized_for(make: Embedder | DenseEmbedder, patch_um: float) -> Embedder | DenseEmbedder:
+    """The same embedder with other fields of view: as wide as a tile of `patch_um`, and twice as wide.
+
+    Super-pixels are of one size.
+    """
+    if isinstance(make, DenseEmbedder):
+        return make
     return replace(make, recipe=replace(make.recipe, patch_um=(patch_um, 2 * patch_um)))
 
 
-def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator]) -> None:
-    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is."""
-    encoders = dict.fromkeys(e.encoder for e in estimators if e.encoder)
+def embed_for(
+    sections: Iterable[AnnData], estimators: Iterable[models.Estimator], *, encoder: Encoder | None = None
+) -> None:
+    """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is.
+
+    Parameters
+    ----------
+    sections
+        Embedded in place.
+    estimators
+        What is going to look at them.
+    encoder
+        An encoder at hand: for estimators that look through one of its name, sections are embedded by it in any case,
+        but for those that came with features and have no slide.
+    """
+    looking = {e.slot: e for e in estimators if e.slot}
     for section in sections:
-        for encoder in encoders:
-            if encoder not in section.obsm or encoder not in facts(section).get(EMBEDDINGS, {}):
-                embed(section, encoder)
+        for slot, estimator in looking.items():
+            if encoder is not None and estimator.encoder == encoder.name:
+                if facts(section).get("kind") != "features":
+                    embedder(encoder, dense=estimator.dense).section(section, io.open_section_slide(section))
+            elif slot not in section.obsm or slot not in facts(section).get(EMBEDDINGS, {}):
+                embed(section, slot)
 
 
 def fit(
@@ -193,9 +232,7 @@ def fit(
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
     ready = _encoder(encoder, weights)
     estimator = models.from_name(model, encoder=ready.name, normalize=normalize, seed=seed)
-    if estimator.encoder == ready.name:
-        embed([s for s in references if facts(s).get("kind") != "features"], ready)
-    embed_for(references, [estimator])
+    embed_for(references, [estimator], encoder=ready)
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     return estimator.fit(references, panel=genes, min_counts=min_counts)
@@ -223,7 +260,7 @@ def predict_section(
     """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
     if model.encoder and facts(section).get("kind") != "features":
-        make = embedder(model.encoder, made=model.embedding_, weights=weights)
+        make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
     return model.predict(section, n_samples=n_samples)
 
@@ -256,7 +293,8 @@ def predict_slide(
     if model.encoder is None:
         raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    tiles = embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
+    make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
+    tiles = make.tiles(wsi, step_um)
     predicted = model.predict(tiles, n_samples=n_samples)
     wsi.tables[f"{model.name}_tiles"] = predicted
     return predicted
