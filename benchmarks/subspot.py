@@ -30,8 +30,8 @@ from histoflow._errors import HistoflowWarning
 from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL, SPATIAL_UM, UNS, facts
 from histoflow.models.measured import fit_measurement
 from histoflow.pp import Panel, choose_panel
-from histoflow.pp.dense import Lattice
 from histoflow.pp.expression import library_size, panel_log1p
+from histoflow.pp.lattice import Lattice
 from histoflow.stats.metrics import mean_with_nan_as_zero, pearson
 from histoflow.stats.splits import spatial_blocks
 

@@ -31,7 +31,11 @@ KINDS = [
     models.RidgeProbe(),
     models.RidgeProbe(protocol="hest"),
     models.STFlow(**SMALL),
+    models.SubspotRegressor(
+        training=models.Training(max_epochs=2, n_members=2, n_searches=1, batch_size=32), hidden_dim=8, n_components=4
+    ),
 ]
+DRAW = ("stflow", "istar")
 PANEL = Panel(tuple(GENES[:5]))
 
 
@@ -51,7 +55,7 @@ def test_names_shape_and_facts(fitted):
     assert np.isfinite(predicted.X).all()
     facts = predicted.uns[UNS]
     assert (facts["method"], facts["panel_hash"], facts["normalize"]) == (fitted.name, PANEL.hash, "library")
-    assert ("std" in predicted.layers) == (fitted.name == "stflow")
+    assert ("std" in predicted.layers) == (fitted.name in DRAW)
 
 
 def test_order_of_spots_does_not_matter(fitted):
@@ -69,7 +73,8 @@ def test_counts_are_never_read(fitted):
 def test_input_is_not_changed(fitted):
     query = QUERY.copy()
     fitted.predict(query)
-    np.testing.assert_array_equal(query.obsm["scatter"], QUERY.obsm["scatter"])
+    for slot in ("scatter", "scatter_dense"):
+        np.testing.assert_array_equal(query.obsm[slot], QUERY.obsm[slot])
     assert query.uns.keys() == QUERY.uns.keys()
 
 
@@ -104,7 +109,7 @@ def test_other_embedding_is_refused(fitted):
     other = make_section("O", seed=1, embedding_id="b" * 12)
     with pytest.raises(EncoderMismatchError, match="section O was embedded with"):
         fitted.predict(other)
-    del other.obsm[fitted.encoder]
+    del other.obsm[fitted.slot]
     with pytest.raises(MissingSlotError, match=r"hf\.embed"):
         fitted.predict(other)
 
@@ -139,10 +144,13 @@ LEARNING = models.STFlow(
     network=models.Network(hidden_dim=32, pairwise_dim=32, n_layers=2, n_heads=2, n_components=12),
     training=models.Training(max_epochs=12, n_members=1, n_searches=0, learning_rate=3e-3),
 )
+QUICK = models.Training(max_epochs=10, n_members=2, learning_rate=1e-3, batch_size=32)
 
 
 @pytest.mark.parametrize(
-    "estimator", [models.RidgeProbe(), models.RidgeProbe("hest"), LEARNING], ids=["grouped-cv", "hest", "stflow"]
+    "estimator",
+    [models.RidgeProbe(), models.RidgeProbe("hest"), LEARNING, models.SubspotRegressor(training=QUICK)],
+    ids=["grouped-cv", "hest", "stflow", "istar"],
 )
 def test_signal_is_found_and_shuffled_counts_hold_none(estimator):
     *train, test = [make_section(f"S{i}", seed=i, n_spots=100) for i in range(4)]

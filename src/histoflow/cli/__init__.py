@@ -7,11 +7,12 @@ import sys
 import click
 
 from histoflow._errors import HistoflowError, OptionError
-from histoflow.cli import cohorts, machine
+from histoflow.cli import cohorts, machine, subspot
 from histoflow.cli.root import cli
 
 for _command in (
     *(cohorts.demo, cohorts.fit, cohorts.predict, cohorts.evaluate),
+    subspot.super_resolve,
     *(machine.encoders, machine.cache, machine.doctor),
 ):
     cli.add_command(_command)

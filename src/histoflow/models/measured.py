@@ -11,8 +11,8 @@ from scipy.linalg import cho_factor, cho_solve
 from scipy.spatial.distance import cdist
 
 from histoflow._errors import OptionError, ShapeError
-from histoflow.pp.dense import Lattice
 from histoflow.pp.encoders.dense import SUPERPIXEL_UM
+from histoflow.pp.lattice import Lattice
 
 Floats = NDArray[np.floating[Any]]
 

@@ -1,7 +1,7 @@
 """From an opened slide to embeddings, and from counts to the expression that a model predicts."""
 
 from histoflow.pp.context import add_context
-from histoflow.pp.dense import DenseEmbedder, DenseMap, Lattice
+from histoflow.pp.dense import DenseEmbedder, DenseMap
 from histoflow.pp.embed import Embedder, Recipe, embedding_facts
 from histoflow.pp.encoders import (
     Card,
@@ -15,6 +15,7 @@ from histoflow.pp.encoders import (
 )
 from histoflow.pp.expression import Panel, choose_panel, panel_log1p
 from histoflow.pp.graph import Neighbors, neighbors
+from histoflow.pp.lattice import Lattice
 
 __all__ = [
     "Card",

@@ -1,12 +1,10 @@
-"""A slide as a lattice of super-pixels: features of every 8 µm, on disk, window by window; and the bags of spots."""
+"""Features of every super-pixel of a slide, on disk, made and read window by window; and the bags of spots."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
-from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,33 +12,25 @@ import numpy as np
 import torch
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
 from scipy.ndimage import uniform_filter1d
 
-from histoflow._errors import EncoderMismatchError, MissingSlotError, ShapeError, SlideMismatchError
+from histoflow._errors import EncoderMismatchError, ShapeError, SlideMismatchError
 from histoflow._files import atomic_path, cache_folder, locked, value_hash
 from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL, UNS, check_section, facts, section_name
 from histoflow._progress import track
 from histoflow.pp.embed import tile_section
 from histoflow.pp.encoders import Dense, Encoder
 from histoflow.pp.encoders.dense import SUPERPIXEL_UM
+from histoflow.pp.lattice import Indices, Lattice, Mask, Window, n_superpixels_of, spot_um_of
 from histoflow.pp.tiles import TILES, lay_tiles, read_grid, read_patches, slide_facts, tile_um, tissue_outlines
 
 if TYPE_CHECKING:
     from wsidata import WSIData
 
 Floats = NDArray[np.float32]
-Mask = NDArray[np.bool_]
-Indices = NDArray[np.intp]
 
-WINDOW = 128
-"""Side, in super-pixels, of the windows in which features are made: memory follows it, and not the slide."""
-SPOT_UM = {"visium": 55.0, "st": 100.0}
-"""Diameter of a spot in µm, by the kind of a section."""
 
 _FORMAT = 1
-_SPOT_PART = 0.55
-_SPOT_FACT = "spot_um"
 _TOKENS, _DONE, _STATISTICS = "tokens.npy", "done.npy", "statistics.npz"
 _FLUSH = 16
 _MOST_STATISTICS_WINDOWS = 48
@@ -48,117 +38,6 @@ _STATISTICS_STEP = 4
 _STATISTICS_SIDE = 64
 _ROWS_AT_ONCE = 32
 _LEAST_SPREAD = 1e-6
-
-
-@dataclass(frozen=True)
-class Lattice:
-    """Super-pixels of 8 µm over a slide; the first one lies in its upper left corner.
-
-    Attributes
-    ----------
-    shape
-        Rows and columns.
-    mpp
-        µm per level-0 pixel, x and y.
-    """
-
-    shape: tuple[int, int]
-    mpp: tuple[float, float]
-
-    @classmethod
-    def of(cls, wsi: WSIData) -> Lattice:
-        """Lay the lattice of a slide from `hf.open_wsi`."""
-        known = slide_facts(wsi)
-        width, height = known["slide_size_px"]
-        return cls.over((int(width), int(height)), (float(known["mpp_x"]), float(known["mpp_y"])))
-
-    @classmethod
-    def over(cls, size_px: tuple[int, int], mpp: tuple[float, float]) -> Lattice:
-        """Lay the lattice over a slide of some width and height in pixels, and µm per pixel in x and y."""
-        width, height = (math.ceil(size * um / SUPERPIXEL_UM) for size, um in zip(size_px, mpp, strict=True))
-        return cls((height, width), mpp)
-
-    def centres(self, rows: Indices, columns: Indices) -> NDArray[np.float64]:
-        """Centres of super-pixels, shape (..., 2), x, y in level-0 pixels."""
-        um = (np.stack([columns, rows], axis=-1) + 0.5) * SUPERPIXEL_UM
-        centres: NDArray[np.float64] = um / np.asarray(self.mpp)
-        return centres
-
-    def nearest(self, xy: ArrayLike, n_superpixels: int) -> Indices:
-        """The super-pixels nearest to each place: a disc, of one size everywhere.
-
-        Parameters
-        ----------
-        xy
-            Shape (n_places, 2), x, y in level-0 pixels.
-        n_superpixels
-            How many.
-
-        Returns
-        -------
-        Flat indices, row by row of the lattice, ascending, shape (n_places, n_superpixels). Of two at one distance the
-        first one is taken; beyond the edge of the slide there are none.
-        """
-        at = np.asarray(xy, dtype=np.float64) * self.mpp / SUPERPIXEL_UM
-        reach = math.ceil(2 * math.sqrt(n_superpixels / math.pi)) + 1
-        offsets = np.arange(-reach, reach + 1)
-        rows, columns = (np.floor(at[:, axis])[:, None].astype(np.intp) + offsets for axis in (1, 0))
-        square = (rows[:, :, None] + 0.5 - at[:, 1, None, None]) ** 2 + (
-            columns[:, None] + 0.5 - at[:, 0, None, None]
-        ) ** 2
-        outside = (rows < 0) | (rows >= self.shape[0]), (columns < 0) | (columns >= self.shape[1])
-        square[outside[0][:, :, None] | outside[1][:, None]] = np.inf
-        flat = (rows[:, :, None] * self.shape[1] + columns[:, None]).reshape(len(at), -1)
-        # Distances are rounded, so that which of two equally near ones comes first is no matter of rounding.
-        near = np.argsort(np.round(square.reshape(len(at), -1), 9), axis=1, kind="stable")[:, :n_superpixels]
-        return np.sort(np.take_along_axis(flat, near, axis=1), axis=1)
-
-    def inside(self, polygons: Sequence[Any]) -> Mask:
-        """Super-pixels whose centre lies in some polygons, in level-0 pixels; a mask of the lattice's shape."""
-        image = Image.new("L", self.shape[::-1])
-        drawing = ImageDraw.Draw(image)
-        scale = np.asarray(self.mpp) / SUPERPIXEL_UM
-        for polygon in polygons:
-            for ring, value in ((polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)):
-                corners = np.asarray(ring.coords)[:, :2] * scale - 0.5
-                drawing.polygon([tuple(corner) for corner in corners.tolist()], fill=value)
-        return np.asarray(image) > 0
-
-    def windows(self, side: int = WINDOW) -> list[tuple[slice, slice]]:
-        """Windows that cover the lattice without overlap, row by row."""
-        rows, columns = (
-            [slice(first, min(first + side, length)) for first in range(0, length, side)] for length in self.shape
-        )
-        return list(product(rows, columns))
-
-
-def n_superpixels_of(spot_um: float) -> int:
-    """How many super-pixels make a spot of this diameter in µm, by area."""
-    return max(1, round(math.pi * (spot_um / 2) ** 2 / SUPERPIXEL_UM**2))
-
-
-def spot_um_of(section: AnnData) -> float:
-    """Diameter in µm of the spots of a section.
-
-    What ``uns["histoflow"]["spot_um"]`` says; else what its kind implies: 55 µm for Visium, 100 µm for legacy ST; else
-    55 % of the distance between spots, as on Visium.
-
-    Raises
-    ------
-    MissingSlotError
-        If the section says nothing of these.
-    """
-    known = facts(section)
-    if _SPOT_FACT in known:
-        return float(known[_SPOT_FACT])
-    if known.get("kind") in SPOT_UM:
-        return SPOT_UM[str(known["kind"])]
-    if not float(known.get("pitch_um", math.nan)) > 0:
-        raise MissingSlotError(
-            f"section {section_name(section)} tells neither the diameter nor the distance of its spots; write "
-            f'uns["{UNS}"]["{_SPOT_FACT}"], in µm'
-        )
-    return _SPOT_PART * float(known["pitch_um"])
 
 
 @dataclass(frozen=True)
@@ -186,8 +65,8 @@ class DenseMap:
     mean: Floats
     spread: Floats
 
-    def features(self, window: tuple[slice, slice]) -> Floats:
-        """Features of a window, in units of the tissue's spread, float32 (height, width, n_features).
+    def features(self, window: Window) -> Floats:
+        """Features of a window, in units of the tissue's spread, float32, shape (height, width, n_features).
 
         They are a function of the slide alone: the window is read with all the tissue that its means reach.
         """
@@ -197,7 +76,7 @@ class DenseMap:
         return described
 
     def bags(self, cells: Indices) -> Floats:
-        """Features of super-pixels by flat index: (n_bags, n_superpixels) to (n_bags, n_superpixels, n_features)."""
+        """Features of super-pixels by flat index (n_bags, n): float32, shape (n_bags, n, n_features)."""
         wanted, back = np.unique(cells, return_inverse=True)
         found = np.empty((len(wanted), self.dense.n_features), dtype=np.float32)
         rows, columns = np.divmod(wanted, self.lattice.shape[1])
@@ -208,13 +87,13 @@ class DenseMap:
         return found[back].reshape(*cells.shape, -1)
 
 
-def _in_window(rows: Indices, columns: Indices, window: tuple[slice, slice]) -> Mask:
+def _in_window(rows: Indices, columns: Indices, window: Window) -> Mask:
     inside: Mask = (rows >= window[0].start) & (rows < window[0].stop)
     inside &= (columns >= window[1].start) & (columns < window[1].stop)
     return inside
 
 
-def raw_features(dense: Dense, folder: Path, tissue: Mask, window: tuple[slice, slice]) -> Floats:
+def raw_features(dense: Dense, folder: Path, tissue: Mask, window: Window) -> Floats:
     """Features of a window as they are made, not yet in units of the slide's spread."""
     reach = max(dense.widths) // 2
     wide = [slice(max(part.start - reach, 0), part.stop + reach) for part in window]
@@ -228,7 +107,7 @@ def raw_features(dense: Dense, folder: Path, tissue: Mask, window: tuple[slice, 
     return np.concatenate(strips)
 
 
-def _means(tokens: Floats, tissue: Floats, widths: Sequence[int], inner: tuple[slice, slice]) -> Floats:
+def _means(tokens: Floats, tissue: Floats, widths: Sequence[int], inner: Window) -> Floats:
     """Means over the tissue in squares of some widths, (height, width, n_widths, n_channels).
 
     A super-pixel without tissue around it keeps its own token; so does every one at a width of 1.
@@ -442,7 +321,7 @@ class DenseEmbedder:
 
     def _fill(self, wsi: WSIData, lattice: Lattice, needed: Mask, folder: Path) -> None:
         """Encode the windows that hold a needed super-pixel and are not there yet."""
-        kept = self.dense.side - 2 * self.dense.margin
+        kept = self.dense.window.side - 2 * self.dense.window.margin
         windows = lattice.windows(kept)
         if not folder.is_dir():
             _make_store(folder, (*lattice.shape, self.dense.n_channels), len(windows))
@@ -457,21 +336,20 @@ class DenseEmbedder:
                 with atomic_path(folder / _DONE) as temporary:
                     np.save(temporary, done, allow_pickle=False)
 
-    def _encode(self, wsi: WSIData, lattice: Lattice, windows: list[tuple[slice, slice]]) -> NDArray[np.float16]:
-        dense = self.dense
-        half = dense.side / 2 - dense.margin
+    def _encode(self, wsi: WSIData, lattice: Lattice, windows: list[Window]) -> NDArray[np.float16]:
+        dense, (token_px, side, margin) = self.dense, self.dense.window
+        half = side / 2 - margin
         corners = np.array([(rows.start, columns.start) for rows, columns in windows])
         centres = (corners[:, ::-1] + half) * SUPERPIXEL_UM / np.asarray(lattice.mpp)
-        side_um, side_px = dense.side * SUPERPIXEL_UM, dense.side * dense.token_px
-        images = torch.from_numpy(read_patches(wsi, centres, side_um=side_um, patch_px=side_px)).to(self.device)
+        images = read_patches(wsi, centres, side_um=side * SUPERPIXEL_UM, patch_px=side * token_px)
         with torch.inference_mode():
-            tokens = dense.tokens(images)
-        if tokens.shape != (len(windows), dense.side, dense.side, dense.n_channels):
+            tokens = dense.tokens(torch.from_numpy(images).to(self.device))
+        if tokens.shape != (len(windows), side, side, dense.n_channels):
             raise ShapeError(
                 f"encoder {self.encoder.name} returned tokens of shape {tuple(tokens.shape)} for {len(windows)} "
-                f"windows; it promised ({len(windows)}, {dense.side}, {dense.side}, {dense.n_channels})"
+                f"windows; it promised ({len(windows)}, {side}, {side}, {dense.n_channels})"
             )
-        inner = slice(dense.margin, dense.side - dense.margin)
+        inner = slice(margin, side - margin)
         return tokens[:, inner, inner].to(torch.float16).cpu().numpy()
 
     def _statistics(self, lattice: Lattice, tissue: Mask, folder: Path) -> tuple[Floats, Floats]:
@@ -515,7 +393,7 @@ def _make_store(folder: Path, shape: tuple[int, int, int], n_windows: int) -> No
         np.save(temporary / _DONE, np.zeros(n_windows, dtype=bool), allow_pickle=False)
 
 
-def _write(folder: Path, windows: list[tuple[slice, slice]], encoded: NDArray[np.float16]) -> None:
+def _write(folder: Path, windows: list[Window], encoded: NDArray[np.float16]) -> None:
     tokens = np.load(folder / _TOKENS, mmap_mode="r+", allow_pickle=False)
     for (rows, columns), values in zip(windows, encoded, strict=True):
         tokens[rows, columns] = values[: rows.stop - rows.start, : columns.stop - columns.start]

@@ -22,6 +22,7 @@ from histoflow.workflow.slides import (
     spot_features,
     tile,
 )
+from histoflow.workflow.subspot import resolve, super_resolve
 
 __all__ = [
     "Pairs",
@@ -38,8 +39,10 @@ __all__ = [
     "predict_section",
     "predict_slide",
     "read_visium_with_image",
+    "resolve",
     "slide_thumbnail",
     "spot_features",
+    "super_resolve",
     "tile",
     "write_h5ad",
 ]

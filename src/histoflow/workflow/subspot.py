@@ -20,18 +20,17 @@ from histoflow._progress import track
 from histoflow.io.superpixels import SPOTS, TISSUE, Canvas, SuperPixels, check_budget, create_superpixels
 from histoflow.models.measured import Measurement, fit_measurement
 from histoflow.pp import DenseEmbedder, DenseMap, Lattice, Panel, choose_panel
-from histoflow.pp.dense import WINDOW, n_superpixels_of, spot_um_of
 from histoflow.pp.encoders.dense import SUPERPIXEL_UM
 from histoflow.pp.expression import panel_log1p
+from histoflow.pp.lattice import WINDOW, Window, n_superpixels_of, spot_um_of
 from histoflow.pp.tiles import slide_facts, tissue_outlines
-from histoflow.workflow.cohorts import embedder
+from histoflow.workflow.cohorts import embedder, write_h5ad
 from histoflow.workflow.slides import embedded
 
 if TYPE_CHECKING:
     from wsidata import WSIData
 
 Floats = NDArray[np.floating[Any]]
-Window = tuple[slice, slice]
 
 FACTORS = (1, 2, 4, 8)
 """Super-pixels along 64 µm that are offered."""
@@ -150,6 +149,55 @@ def _panel(section: AnnData, genes: Sequence[str] | None, estimator: models.Esti
     return choose_panel([section], _N_GENES, normalize=estimator.normalize) if genes is None else Panel(tuple(genes))
 
 
+def resolve(
+    model: models.Estimator,
+    wsi: WSIData,
+    out: str | Path,
+    *,
+    spots: AnnData | None = None,
+    with_counts: bool = False,
+    genes: Sequence[str] | None = None,
+    factor: int = 8,
+    weights: str | Path | None = None,
+) -> dict[str, Any]:
+    """Resolve a slide with a fitted model into a folder or a file.
+
+    Parameters
+    ----------
+    model
+        A fitted `models.SubspotRegressor`.
+    wsi
+        The slide.
+    out
+        Folder ``.zarr``, written window by window; or file ``.h5ad`` of an AnnData, made in memory.
+    spots
+        The section whose spots lie on the slide: it is drawn which super-pixels belong to which spot.
+    with_counts
+        Whether the result shall agree with the counts of `spots`; otherwise they are not read.
+    genes, factor
+        As in `super_resolve`.
+    weights
+        Weights of the model's encoder as a local file; None for where it finds them itself.
+
+    Returns
+    -------
+    What is stored with the result: scale, panel, size of the super-pixels.
+
+    Raises
+    ------
+    OptionError, EncoderMismatchError, PanelMismatchError
+        As `super_resolve`.
+    """
+    make = dense_embedder(model, weights=weights)
+    assert isinstance(model, models.SubspotRegressor)
+    job = Job(model, make, wsi, spots, with_counts, genes, factor)
+    if Path(out).suffix != ".h5ad":
+        return write_superpixels(job, out).facts
+    made = _in_memory(job)
+    write_h5ad(made, out)
+    return facts(made)
+
+
 def dense_embedder(
     model: models.Estimator, *, weights: str | Path | None = None, cache_dir: str | Path | None = None
 ) -> DenseEmbedder:
@@ -236,8 +284,11 @@ class Job:
 
 
 def _resolved(job: Job, out: str | Path | None) -> AnnData | SuperPixels:
-    if out is not None:
-        return write_superpixels(job, out)
+    return _in_memory(job) if out is None else write_superpixels(job, out)
+
+
+def _in_memory(job: Job) -> AnnData:
+    """Resolve a slide into a folder that is gone afterwards; refused first where memory would not hold it."""
     lattice = Lattice.of(job.wsi)
     on_tissue = lattice.inside(tissue_outlines(job.wsi, drawn=True)).sum() * (job.factor / max(FACTORS)) ** 2
     check_budget(int(on_tissue), len(job.chosen))

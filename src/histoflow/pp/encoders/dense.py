@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,6 +20,17 @@ _WIDTHS = (1, 7, 63)
 _MARGIN_PART = 7
 
 
+class TokenWindow(NamedTuple):
+    """The images that tokens are made of: `side` tokens of `token_px` pixels, of which the outer `margin` are dropped.
+
+    A token is 8 µm wide whatever its pixels; those near the border see too little around them.
+    """
+
+    token_px: int
+    side: int
+    margin: int
+
+
 @dataclass(frozen=True)
 class Dense:
     """One way to describe every super-pixel of a window by numbers.
@@ -29,12 +40,8 @@ class Dense:
     tokens
         From windows, uint8 (n_windows, side * token_px, side * token_px, 3), to (n_windows, side, side, n_channels);
         what it says of a window may depend on that window alone.
-    token_px
-        Pixels along a token; 8 µm are read as so many.
-    side
-        Tokens along a window.
-    margin
-        Tokens that are left out on every side of a window, since they see too little around them.
+    window
+        Size of the windows and of their tokens.
     n_channels
         Numbers per token; means of them over many tokens must make sense.
     n_features
@@ -48,9 +55,7 @@ class Dense:
     """
 
     tokens: Callable[[Tensor], Tensor]
-    token_px: int
-    side: int
-    margin: int
+    window: TokenWindow
     n_channels: int
     n_features: int
     version: str = "1"
@@ -72,9 +77,7 @@ def scatter_dense() -> Dense:
     cells = scatter_cells
     return Dense(
         cells.encode_cells,
-        token_px=cells.CELL_PX,
-        side=cells.WINDOW_CELLS,
-        margin=cells.MARGIN_CELLS,
+        TokenWindow(cells.CELL_PX, cells.WINDOW_CELLS, cells.MARGIN_CELLS),
         n_channels=cells.N_CHANNELS,
         n_features=cells.N_FEATURES,
         version=cells.VERSION,
@@ -124,4 +127,4 @@ def network_dense(module: nn.Module, prepare: Callable[[Tensor], Any] | None, pa
         return None
     side, n_channels = int(shape[1]), int(shape[3])
     margin = side // _MARGIN_PART if side >= _MARGIN_PART else 0
-    return Dense(tokens, patch_px // side, side, margin, n_channels, len(_WIDTHS) * n_channels)
+    return Dense(tokens, TokenWindow(patch_px // side, side, margin), n_channels, len(_WIDTHS) * n_channels)
