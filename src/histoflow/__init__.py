@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from histoflow.datasets import download_breast, load_breast
     from histoflow.io import (
         Cohort,
+        SuperPixels,
         from_spatialdata,
         open_wsi,
         read_cohort,
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
         predict_expression,
         read_visium_with_image,
         spot_features,
+        super_resolve,
         tile,
     )
 
@@ -43,6 +45,7 @@ _MODULES = ("bench", "datasets", "models", "pl", "stats")
 _NAMES = {
     "Cohort": "io",
     "Panel": "pp",
+    "SuperPixels": "io",
     "add_context": "pp",
     "available_backbones": "workflow",
     "choose_panel": "pp",
@@ -65,6 +68,7 @@ _NAMES = {
     "rename_genes": "io",
     "section_from_anndata": "io",
     "spot_features": "workflow",
+    "super_resolve": "workflow",
     "tile": "workflow",
     "to_geojson": "io",
     "to_spatialdata": "io",
@@ -73,6 +77,7 @@ _NAMES = {
 __all__ = [
     "Cohort",
     "Panel",
+    "SuperPixels",
     "add_context",
     "available_backbones",
     "bench",
@@ -100,6 +105,7 @@ __all__ = [
     "section_from_anndata",
     "spot_features",
     "stats",
+    "super_resolve",
     "tile",
     "to_geojson",
     "to_spatialdata",

@@ -26,6 +26,9 @@ HELD_OUT_R = "held_out_r"
 EMBEDDINGS = "embeddings"
 """Entry of ``uns[UNS]``: how each embedding of the section was made."""
 
+DENSE = "_dense"
+"""End of the ``obsm`` entry of an encoder's super-pixels: ``"scatter_dense"`` beside ``"scatter"``."""
+
 Missing = Literal["error", "zero"]
 """What a panel gene is that a section's table lacks: not measured, or without counts in a table that was trimmed."""
 

@@ -34,7 +34,11 @@ KINDS = [
     models.RidgeProbe(smooth_um=450.0, per_gene_alpha=True, alphas=[1.0, 10.0, 100.0]),
     models.STFlow(**SMALL),
     models.STPathZeroShot(organ="Breast"),
+    models.SubspotRegressor(
+        training=models.Training(max_epochs=2, n_members=2, n_searches=1, batch_size=32), hidden_dim=8, n_components=4
+    ),
 ]
+DRAW = ("stflow", "istar")
 PANEL = Panel(tuple(GENES[:5]))
 
 
@@ -63,7 +67,7 @@ def test_names_shape_and_facts(fitted):
     facts = predicted.uns[UNS]
     assert (facts["method"], facts["panel_hash"]) == (fitted.name, PANEL.hash)
     assert facts["normalize"] == fitted.normalize == ("library" if fitted.learns else "none")
-    assert ("std" in predicted.layers) == (fitted.name == "stflow")
+    assert ("std" in predicted.layers) == (fitted.name in DRAW)
 
 
 def test_order_of_spots_does_not_matter(fitted):
@@ -118,7 +122,7 @@ def test_other_embedding_is_refused(fitted):
     other.uns[UNS][EMBEDDINGS][fitted.encoder]["patch_um"] = [56.0]
     with pytest.raises(EncoderMismatchError, match="section O was embedded with"):
         fitted.predict(other)
-    del other.obsm[fitted.encoder]
+    del other.obsm[fitted.slot]
     with pytest.raises(MissingSlotError, match=r"hf\.embed"):
         fitted.predict(other)
 
@@ -153,10 +157,13 @@ LEARNING = models.STFlow(
     network=models.Network(hidden_dim=32, pairwise_dim=32, n_layers=2, n_heads=2, n_components=12),
     training=models.Training(max_epochs=12, n_members=1, n_searches=0, learning_rate=3e-3),
 )
+QUICK = models.Training(max_epochs=10, n_members=2, learning_rate=1e-3, batch_size=32)
 
 
 @pytest.mark.parametrize(
-    "estimator", [models.RidgeProbe(), models.RidgeProbe("hest"), LEARNING], ids=["grouped-cv", "hest", "stflow"]
+    "estimator",
+    [models.RidgeProbe(), models.RidgeProbe("hest"), LEARNING, models.SubspotRegressor(training=QUICK)],
+    ids=["grouped-cv", "hest", "stflow", "istar"],
 )
 def test_signal_is_found_and_shuffled_counts_hold_none(estimator):
     *train, test = [make_section(f"S{i}", seed=i, n_spots=100) for i in range(4)]

@@ -21,6 +21,7 @@ def make_section(name: str, seed: int, n_spots: int = 49, embedding_id: str = "a
     section = AnnData(sparse.csr_matrix(counts))
     section.var_names, section.obs_names = GENES, [f"{name}-{i}" for i in range(n_spots)]
     slots = {"spatial": xy / 2, "spatial_um": xy, "scatter": features, "color": features[:, :5].copy()}
+    slots["scatter_dense"] = superpixels(features, seed)
     for slot, values in slots.items():
         section.obsm[slot] = values
     made = {
@@ -36,9 +37,21 @@ def make_section(name: str, seed: int, n_spots: int = 49, embedding_id: str = "a
         "section": name,
         "slide_id": name,
         "pitch_um": 200.0,
-        EMBEDDINGS: {"scatter": made, "color": made | {"name": "color"}, "gigapath": gigapath},
+        EMBEDDINGS: {
+            "scatter": made,
+            "color": made | {"name": "color"},
+            "gigapath": gigapath,
+            "scatter_dense": made | {"n_features": features.shape[1], "superpixel_um": 8.0, "n_superpixels": 4},
+        },
     }
     return section
+
+
+def superpixels(features: np.ndarray, seed: int, n_superpixels: int = 4) -> np.ndarray:
+    """Bags whose mean is `features`, (n_spots, n_superpixels × n_features)."""
+    noise = np.random.default_rng(seed + 100).normal(size=(len(features), n_superpixels, features.shape[1]))
+    bags = features[:, None] + noise - noise.mean(axis=1, keepdims=True)
+    return bags.reshape(len(features), -1).astype(np.float32)
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 MANIFESTS = (".csv", ".tsv")
 PATH = click.Path(path_type=Path)
+_EVERY, _LISTS = "all", (".txt", ".csv", ".tsv")
 
 encoder_option = click.option("--encoder", default="scatter", show_default=True, help="Encoder of the patches.")
 weights_option = click.option("--weights", type=PATH, help="Local file of the encoder's weights.")
@@ -61,6 +62,17 @@ def panel_of(text: str) -> int | Panel:
     except (OSError, UnicodeDecodeError) as err:
         why = getattr(err, "strerror", None) or "it is not text"
         raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
+
+
+def genes_of(text: str | None) -> list[str] | None:
+    """Names in a file, one a line, or in the text itself, with commas between them; None for all."""
+    if text is None or text == _EVERY:
+        return None
+    path = Path(text)
+    if not path.is_file() and path.suffix.lower() in _LISTS:
+        raise OptionError(f"--genes {text} does not exist; give a file of gene names, or the names themselves")
+    listed = path.read_text().splitlines() if path.is_file() else text.split(",")
+    return [name.strip() for name in listed if name.strip()]
 
 
 def say(result: dict[str, Any], text: str, *, as_json: bool) -> None:

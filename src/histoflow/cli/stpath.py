@@ -9,10 +9,8 @@ from typing import Any
 import click
 
 from histoflow._errors import OptionError
-from histoflow.cli.root import PATH
+from histoflow.cli.root import PATH, genes_of
 
-_EVERY = "all"
-_LISTS = (".txt", ".csv", ".tsv")
 _OWN = ("vocabulary", "organ", "tech", "genes", "encoder_weights")
 
 genes_option = click.option(
@@ -49,20 +47,9 @@ def model_and_target(
         raise click.UsageError(f"wanted {' '.join(wanted)}, got {got}")
     if pretrained:
         how = {name: options[name] for name in ("vocabulary", "organ")} | {"tech": options["tech"] or "Visium"}
-        fitted = workflow.zero_shot(options["weights"], genes=_genes(options["genes"]), **how)
+        fitted = workflow.zero_shot(options["weights"], genes=genes_of(options["genes"]), **how)
         return fitted, paths[0], options["encoder_weights"]
     if idle := [name for name in _OWN if options[name] is not None]:
         flags = ", ".join(f"--{name.replace('_', '-')}" for name in idle)
         raise OptionError(f"{flags}: meant for --model stpath, not for the saved model {paths[0]}; leave it out")
     return models.load(paths[0]), paths[1], options["weights"]
-
-
-def _genes(text: str | None) -> list[str] | None:
-    """Names in a file, one a line, or in the text itself; None for all."""
-    if text is None or text == _EVERY:
-        return None
-    path = Path(text)
-    if not path.is_file() and path.suffix.lower() in _LISTS:
-        raise OptionError(f"--genes {text} does not exist; give a file of gene names, or the names themselves")
-    listed = path.read_text().splitlines() if path.is_file() else text.split(",")
-    return [name.strip() for name in listed if name.strip()]

@@ -14,6 +14,7 @@ from histoflow.io.slides import open_section_slide, open_wsi
 from histoflow.io.spaceranger import read_visium
 from histoflow.io.spatialdata import from_spatialdata, to_spatialdata
 from histoflow.io.spots import read_st, section_from_anndata
+from histoflow.io.superpixels import SuperPixels
 from histoflow.io.visium_hd import read_visium_hd
 
 __all__ = [
@@ -24,6 +25,7 @@ __all__ = [
     "HestTask",
     "Row",
     "Scale",
+    "SuperPixels",
     "check_counts",
     "check_species",
     "from_spatialdata",

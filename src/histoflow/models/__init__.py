@@ -15,19 +15,23 @@ from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
 from histoflow.models.stflow import STFlow
 from histoflow.models.stpath import STPathZeroShot
+from histoflow.models.subspot import SubspotRegressor
 from histoflow.models.training import Training
 
 _KINDS: dict[str, type[Estimator]] = {
     kind.name: kind
     for kind in (
         *(MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline),
-        *(RidgeProbe, STFlow, STPathZeroShot),
+        *(RidgeProbe, STFlow, SubspotRegressor, STPathZeroShot),
     )
 }
 
 NAMES = tuple(_KINDS)
 """Names of all estimators, as options take them."""
-AUTO_NAMES = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, RidgeProbe.name, STFlow.name)
+AUTO_NAMES = (
+    *(MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name),
+    *(RidgeProbe.name, STFlow.name, SubspotRegressor.name),
+)
 """What `auto` chooses from."""
 
 __all__ = [
@@ -44,6 +48,7 @@ __all__ = [
     "RidgeProbe",
     "STFlow",
     "STPathZeroShot",
+    "SubspotRegressor",
     "Training",
     "as_lazyslide_model",
     "auto",
@@ -115,5 +120,5 @@ def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0,
     """
     made = {name: from_name(name, encoder=encoder, normalize=normalize, seed=seed) for name in AUTO_NAMES}
     if not looks_at_slides:
-        made = {name: one for name, one in made.items() if one.encoder in (None, encoder)}
+        made = {name: one for name, one in made.items() if one.slot in (None, encoder)}
     return Auto(made)

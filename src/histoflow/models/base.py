@@ -26,7 +26,7 @@ from histoflow._errors import (
     WeightsError,
 )
 from histoflow._files import atomic_path, read_json, write_json
-from histoflow._keys import EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
+from histoflow._keys import DENSE, EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
@@ -46,7 +46,7 @@ class Estimator(ABC):
     Parameters
     ----------
     encoder
-        ``obsm`` slot of the embeddings; None for an estimator that looks at no image.
+        What describes the images; None for an estimator that looks at none.
     normalize
         Scale of the expression: ``"library"``, log1p of counts per 10,000; or ``"none"``, log1p of raw counts.
     seed
@@ -61,6 +61,8 @@ class Estimator(ABC):
     """How its embeddings have to be made; None: the way of the training sections."""
     local_options: ClassVar[tuple[str, ...]] = ()
     """Options that name files of this machine: a saved model holds their content instead."""
+    dense: ClassVar[bool] = False
+    """Whether it looks at the super-pixels of a spot, rather than at a patch around it."""
 
     def __init__(self, *, encoder: str | None = "scatter", normalize: str = "library", seed: int = 0) -> None:
         self.encoder = encoder
@@ -70,6 +72,12 @@ class Estimator(ABC):
         self.embedding_: dict[str, Any] | None = None
         self.pitch_um_ = float("nan")
         self.training_: dict[str, Any] = {}
+
+    @final
+    @property
+    def slot(self) -> str | None:
+        """``obsm`` entry that it looks at: the encoder's, or that of its super-pixels; None for no image."""
+        return f"{self.encoder}{DENSE}" if self.encoder and self.dense else self.encoder
 
     @final
     def fit(
@@ -85,7 +93,7 @@ class Estimator(ABC):
         Parameters
         ----------
         sections
-            Training sections: X raw counts, embedded by `encoder`. None are needed where the estimator is pretrained.
+            Training sections: X raw counts, embedded into `slot`. None are needed where the estimator is pretrained.
         panel
             Genes to predict, from `choose_panel` or as a list of names.
         min_counts
@@ -114,9 +122,7 @@ class Estimator(ABC):
         genes = panel if isinstance(panel, Panel) else Panel(tuple(panel))
         embedding = self._embedding(kept)
         measured = [
-            measured_of(section, self.encoder, genes, self.normalize, missing=missing)
-            for section in kept
-            if section.n_obs
+            measured_of(section, self.slot, genes, self.normalize, missing=missing) for section in kept if section.n_obs
         ]
         self.panel_, self.embedding_ = genes, embedding
         self.pitch_um_ = float(np.median([part.spots.pitch_um for part in measured])) if measured else float("nan")
@@ -240,11 +246,11 @@ class Estimator(ABC):
 
     def _embedding(self, sections: Sequence[AnnData]) -> dict[str, Any] | None:
         """How embeddings are to be made, from training sections that are all embedded so; None where none are used."""
-        return embedding_of(sections, self.encoder) if self.encoder else None
+        return embedding_of(sections, self.slot) if self.slot else None
 
     def _spots(self, section: AnnData) -> Spots:
         """What `_draw` sees of a section, refused where it is embedded another way."""
-        return spots_of(section, self.encoder, self.embedding_)
+        return spots_of(section, self.slot, self.embedding_)
 
     def _gene_columns(self) -> dict[str, Sequence[str]]:
         """Columns of ``var`` in a prediction, each with a value for every gene of the panel."""

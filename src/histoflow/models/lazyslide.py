@@ -40,7 +40,7 @@ def as_lazyslide_model(model: Estimator, *, mpp: float | tuple[float, float], ti
     NotFittedError
         If the estimator is not fitted.
     OptionError
-        If it looks at no image, or a size is not a positive number.
+        If it looks at no image or at super-pixels, or a size is not a positive number.
     EncoderMismatchError
         If the tiles cover another µm size than the patches of the model.
     MissingDependencyError
@@ -84,6 +84,10 @@ def _checked(
         raise NotFittedError(f"{type(model).__name__} is not fitted; call fit first, or hf.models.load")
     if model.encoder is None or not model.embedding_:
         raise OptionError(f"model {model.name} looks at no image; use hest_fm or stflow")
+    if model.dense:
+        raise OptionError(
+            f"model {model.name} looks at super-pixels, which LazySlide does not hand over; use hf.super_resolve"
+        )
     scale = np.broadcast_to(np.asarray(mpp, dtype=np.float64), 2)
     if not ((scale > 0) & np.isfinite(scale)).all() or not tile_px > 0:
         raise OptionError(f"mpp is {mpp} and tile_px {tile_px}; give both above 0")

@@ -52,6 +52,11 @@ class LinearHead:
         predicted += self.intercept.astype(self.coef.dtype, copy=False)
         return predicted
 
+    @property
+    def of_features(self) -> Floats:
+        """Coefficients of the features themselves, shape (n_features, n_targets)."""
+        return self.coef if self.axes is None else self.axes @ self.coef
+
     def arrays(self) -> dict[str, Floats]:
         """The numbers, by name, for a file."""
         return {name: value for name, value in vars(self).items() if value is not None}
@@ -77,11 +82,15 @@ class RidgePath:
         float64.
     y
         Targets, shape (n_spots, n_targets); centred here, so that there is an intercept.
+    standardise
+        Whether features are brought to one spread; False where they have a scale that means something, and are
+        centred alone.
 
     Attributes
     ----------
     mean, scale, intercept
-        Mean and standard deviation of each feature, mean of each target, float64.
+        Mean and standard deviation (1 where they are not brought to one spread) of each feature, mean of each target,
+        float64.
     gram
         Products of the standardised features, shape (n_features, n_features); None with fewer spots than features.
     axes
@@ -92,9 +101,9 @@ class RidgePath:
         Standardised features along them, shape (n_spots, n_axes).
     """
 
-    def __init__(self, x: Floats, y: Floats) -> None:
-        self._x, self._y = x, y
-        self.mean, self.scale = moments(x)
+    def __init__(self, x: Floats, y: Floats, *, standardise: bool = True) -> None:
+        self._x, self._y, self._standardise = x, y, standardise
+        self.mean, self.scale = self.moments(slice(None))
         self.intercept: Doubles = y.mean(axis=0, dtype=np.float64)
         self.gram: Doubles | None = None
         if len(x) < x.shape[1]:
@@ -133,9 +142,10 @@ class RidgePath:
             total += standard.T @ standard
         return total
 
-    def moments(self, rows: NDArray[np.intp]) -> tuple[Doubles, Doubles]:
-        """Mean and standard deviation of each feature over some rows."""
-        return moments(self._x[rows])
+    def moments(self, rows: Any) -> tuple[Doubles, Doubles]:
+        """Mean, and standard deviation or 1, of each feature over some rows."""
+        mean, spread = moments(self._x[rows])
+        return mean, spread if self._standardise else np.ones_like(spread)
 
     def targets(self, which: slice) -> Floats:
         """Some targets, centred, shape (n_spots, n_which)."""

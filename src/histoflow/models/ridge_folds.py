@@ -268,6 +268,7 @@ def fit_grouped_ridge(
     alphas: Sequence[float] | Doubles = ALPHAS,
     per_target: bool = False,
     smoother: Smoother | None = None,
+    standardise: bool = True,
 ) -> tuple[LinearHead, dict[str, Any]]:
     """Ridge with intercept on standardised features, its strength chosen on the inner folds.
 
@@ -288,13 +289,15 @@ def fit_grouped_ridge(
         Whether every target has a strength of its own, the best for it alone.
     smoother
         Of these rows; None for no smoothing.
+    standardise
+        As in `RidgePath`.
 
     Returns
     -------
     The head fitted on all rows; and alpha (with `per_target` also alpha_by_target), the score by alpha, the folds in
     words, and with a `smoother` smooth_weight and the score by weight.
     """
-    path = RidgePath(x, y)
+    path = RidgePath(x, y, standardise=standardise)
     report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
     if smoother is not None:
         report["smooth_weight"] = 0.0

@@ -116,6 +116,11 @@ class Embedder:
     device: str = "cpu"
     num_workers: int = 1
 
+    @property
+    def slot(self) -> str:
+        """``obsm`` entry of the embeddings."""
+        return self.encoder.name
+
     def section(self, section: AnnData, wsi: WSIData) -> AnnData:
         """Embed the spots of a section into ``obsm[encoder]``, in place.
 
@@ -183,7 +188,7 @@ class Embedder:
         return self._grid(wsi, read_grid(wsi, tile_key), tile_um(wsi, tile_key), tile_key)
 
     def _grid(self, wsi: WSIData, grid: Grid, step_um: float, tile_key: str) -> AnnData:
-        table = _tile_section(wsi, grid, step_um)
+        table = tile_section(wsi, grid, step_um)
         self.section(table, wsi)
         wsi.tables[f"{self.encoder.name}_{tile_key}"] = _feature_table(table, self.encoder.name, tile_key)
         return table
@@ -283,7 +288,8 @@ def _read(wsi: WSIData, xy: NDArray[np.float64], side_um: float, patch_px: int, 
     return read_patches(wsi, xy[some], side_um=side_um, patch_px=patch_px)
 
 
-def _tile_section(wsi: WSIData, grid: Grid, step_um: float) -> AnnData:
+def tile_section(wsi: WSIData, grid: Grid, step_um: float) -> AnnData:
+    """Make a section without genes of the tiles of a slide, `step_um` µm apart."""
     known = slide_facts(wsi)
     table = AnnData(shape=(len(grid.xy), 0))
     table.obs_names = [f"tile_{tile}" for tile in grid.tile_id]

@@ -59,7 +59,7 @@ def stain_quantiles(patches: Tensor) -> Tensor:
     -------
     float32, shape (n_patches, 15), optical density: five quantiles each of haematoxylin, eosin and DAB.
     """
-    return torch.stack([_quantiles(_unmix(patch)) for patch in patches])
+    return torch.stack([_quantiles(unmix(patch)) for patch in patches])
 
 
 def encode(patches: Tensor) -> Tensor:
@@ -103,16 +103,15 @@ def _encode_one(patch: Tensor) -> Tensor:
     One at a time, because the rounding of batched sums and transforms may depend on the size of the batch; it is also
     what fits in a processor's cache.
     """
-    stains = _unmix(patch)
+    stains = unmix(patch)
     return torch.cat([_quantiles(stains), _scatter(stains[:2]).flatten()])
 
 
-def _unmix(patch: Tensor) -> Tensor:
-    """Optical density of each stain, shape (3, height, width)."""
+def unmix(patch: Tensor) -> Tensor:
+    """Unmix an RGB image, uint8 (height, width, 3), to the optical density of each stain, (3, height, width)."""
     density = -torch.log((patch.float() + 1) / 256)
     stains = torch.tensor(_STAINS, device=patch.device)
-    unmix = torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
-    unmixed: Tensor = density @ unmix
+    unmixed: Tensor = density @ torch.linalg.inv(stains / stains.norm(dim=1, keepdim=True))
     return unmixed.movedim(2, 0).contiguous()
 
 
@@ -126,17 +125,17 @@ def _scatter(channels: Tensor) -> Tensor:
     spectrum = torch.fft.fft2(pad(channels[:, None], (_MARGIN,) * 4, mode="reflect"))
     first, second = [], []
     for scale in range(N_SCALES):
-        maps = _modulus(spectrum, scale)
+        maps = modulus(spectrum, scale)
         first.append(_mean(maps))
         if scale < N_SCALES - 1:
             again = torch.fft.fft2(maps)
-            second += [_mean(_modulus(again, octaves)) for octaves in range(1, N_SCALES - scale)]
+            second += [_mean(modulus(again, octaves)) for octaves in range(1, N_SCALES - scale)]
     strengths = torch.cat([*first, *second], dim=1)
     moments = [channels.mean((1, 2))[:, None], channels.std((1, 2))[:, None]]
     return torch.cat([*moments, torch.log(strengths + _FLOOR)], dim=1)
 
 
-def _modulus(spectrum: Tensor, octaves: int) -> Tensor:
+def modulus(spectrum: Tensor, octaves: int) -> Tensor:
     """Strength of the texture `octaves` coarser than the grid of a map, on a grid that is as much coarser.
 
     From the spectra of maps (n_stains, n_maps, side, side) to (n_stains, n_maps * n_orientations, side / 2**octaves,

@@ -133,6 +133,36 @@ def statistics_grid(wsi: WSIData, step_um: float) -> TissueGrid:
             wsi.attrs[_TILE_SPEC] = spec
 
 
+def tissue_outlines(wsi: WSIData, *, drawn: bool = False) -> list[Any]:
+    """Outlines of the tissue of a slide; the slide object stays as it was.
+
+    Parameters
+    ----------
+    wsi
+        A slide from `hf.open_wsi`.
+    drawn
+        Whether the outlines of ``shapes["tissues"]`` are taken where there are some; else tissue is found anew, by the
+        slide alone.
+
+    Returns
+    -------
+    Shapely polygons in level-0 pixels, with holes.
+
+    Raises
+    ------
+    SlideMismatchError
+        If no tissue is found on the slide.
+    """
+    key = TISSUES if drawn and len(wsi.shapes.get(TISSUES, ())) else _STATISTICS_TISSUES
+    try:
+        if key == _STATISTICS_TISSUES:
+            _find_tissue(wsi, key)
+        shapes = wsi.shapes[key].geometry
+        return [polygon for shape in shapes for polygon in getattr(shape, "geoms", [shape])]
+    finally:
+        wsi.shapes.pop(_STATISTICS_TISSUES, None)
+
+
 def lay_tiles(wsi: WSIData, step_um: float) -> Grid:
     """Lay a grid over the tissue of a slide: ``shapes["tiles"]``, and ``shapes["tissues"]`` unless it is there.
 

@@ -24,6 +24,7 @@ from histoflow.workflow.slides import (
     spot_features,
     tile,
 )
+from histoflow.workflow.subspot import resolve, super_resolve
 from histoflow.workflow.zeroshot import predict_to_file, zero_shot
 
 __all__ = [
@@ -47,8 +48,10 @@ __all__ = [
     "predict_slide",
     "predict_to_file",
     "read_visium_with_image",
+    "resolve",
     "slide_thumbnail",
     "spot_features",
+    "super_resolve",
     "tile",
     "write_h5ad",
     "zero_shot",

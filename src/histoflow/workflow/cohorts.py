@@ -13,8 +13,8 @@ from anndata import AnnData
 from histoflow import io, models
 from histoflow._errors import MissingSlotError, OptionError, WeightsError
 from histoflow._files import atomic_path
-from histoflow._keys import EMBEDDINGS, Missing, facts, section_name
-from histoflow.pp import Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
+from histoflow._keys import DENSE, EMBEDDINGS, Missing, facts, section_name
+from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
 from histoflow.pp.tiles import TILES, tile_um
 
@@ -28,18 +28,21 @@ _TILE_UM = 112.0
 def embedder(
     encoder: str | Encoder = "scatter",
     *,
+    dense: bool = False,
     made: Mapping[str, Any] | None = None,
     weights: str | Path | None = None,
     cache_dir: str | Path | None = None,
     batch_size: int = 32,
     device: str = "cpu",
-) -> Embedder:
+) -> Embedder | DenseEmbedder:
     """Make what embeds places the way a model's training sections were embedded.
 
     Parameters
     ----------
     encoder
-        An encoder, or the name of one, as `pp.get_encoder` takes it.
+        An encoder, or the name of one, as `pp.get_encoder` takes it; ``"<name>_dense"`` for its super-pixels.
+    dense
+        Whether places are described by their super-pixels rather than by patches.
     made
         How: the ``embedding_`` of a fitted model; None for the encoder's default recipe.
     weights
@@ -57,8 +60,14 @@ def embedder(
         If there is no such encoder.
     WeightsError
         If its weights cannot be had.
+    EncoderMismatchError
+        If super-pixels are wanted of an encoder that only describes patches.
     """
+    if isinstance(encoder, str) and encoder.endswith(DENSE):
+        encoder, dense = encoder.removesuffix(DENSE), True
     ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
+    if dense:
+        return DenseEmbedder(ready, cache_dir, device=device)
     if made is not None:
         ready = replace(ready, amp=bool(made.get("amp", False)))
         patch_um, context_um = (tuple(map(float, made[key])) for key in ("patch_um", "context_um"))
@@ -103,7 +112,8 @@ def embed(
         Sections get float32 ``obsm[model]``, (n_spots, n_features), in place; a slide gets
         ``tables["{model}_{tile_key}"]``.
     model
-        An encoder, or the name of one, as `pp.get_encoder` takes it.
+        An encoder, or the name of one, as `pp.get_encoder` takes it; ``"<name>_dense"`` for the super-pixels of
+        sections, which `models.SubspotRegressor` looks at.
     tile_key
         Tiles of a slide, from `tile`: their size is the smaller field of view. Laid at 112 µm if there are none.
     weights
@@ -114,43 +124,82 @@ def embed(
     Returns
     -------
     `target`.
+
+    Raises
+    ------
+    OptionError
+        If super-pixels are asked for of the tiles of a slide.
     """
     make = embedder(model, weights=weights, cache_dir=cache_dir, batch_size=batch_size, device=device)
-    make = replace(make, num_workers=max(1, num_workers))
-    if isinstance(target, AnnData):
-        make.section(target, io.open_section_slide(target, cache_dir=cache_dir))
-    elif isinstance(target, Sequence):
-        for section in target:
+    if isinstance(target, AnnData | Sequence):
+        for section in [target] if isinstance(target, AnnData) else target:
             make.section(section, io.open_section_slide(section, cache_dir=cache_dir))
-    elif tile_key in target.shapes:
+        return target
+    if isinstance(make, DenseEmbedder):
+        raise OptionError(
+            f"model is {model!r}, the super-pixels of spots; a slide without spots takes hf.super_resolve"
+        )
+    make = replace(make, num_workers=max(1, num_workers))
+    if tile_key in target.shapes:
         sized_for(make, tile_um(target, tile_key)).laid_tiles(target, tile_key)
     else:
         make.tiles(target, _TILE_UM)
     return target
 
 
-def sized_for(make: Embedder, patch_um: float) -> Embedder:
-    """The same embedder with other fields of view: as wide as a tile of `patch_um`, and twice as wide."""
+def sized_for(make: Embedder | DenseEmbedder, patch_um: float) -> Embedder | DenseEmbedder:
+    """The same embedder with other fields of view: as wide as a tile of `patch_um`, and twice as wide.
+
+    Super-pixels are of one size.
+    """
+    if isinstance(make, DenseEmbedder):
+        return make
     return replace(make, recipe=replace(make.recipe, patch_um=(patch_um, 2 * patch_um)))
 
 
-def embed_for(sections: Iterable[AnnData], estimators: Iterable[models.Estimator | models.Auto]) -> None:
+def embed_for(
+    sections: Iterable[AnnData],
+    estimators: Iterable[models.Estimator | models.Auto],
+    *,
+    encoder: Encoder | None = None,
+) -> None:
     """Embed sections by every encoder that these estimators look through; what is embedded already stays as it is.
 
     Where one of them is pretrained, and another learns from the same encoder, the other's recipe holds for both.
+
+    Parameters
+    ----------
+    sections
+        Embedded in place.
+    estimators
+        What is going to look at them.
+    encoder
+        An encoder at hand: for estimators that look through one of its name, sections are embedded by it in any case,
+        but for those that came with features and have no slide.
+
+    Raises
+    ------
+    MissingSlotError
+        If a section came as patch features, and an estimator looks through something else.
     """
-    pretrained_first = sorted((one for one in _each(estimators) if one.encoder), key=lambda one: one.recipe is None)
-    recipes = {str(one.encoder): one.recipe for one in pretrained_first}
+    pretrained_first = sorted((one for one in _each(estimators) if one.slot), key=lambda one: one.recipe is None)
+    looking = {str(one.slot): one for one in pretrained_first}
+    makes: dict[str, Embedder | DenseEmbedder] = {}
     for section in sections:
-        for encoder, recipe in recipes.items():
-            if encoder in section.obsm and encoder in facts(section).get(EMBEDDINGS, {}):
+        for slot, one in looking.items():
+            at_hand = encoder is not None and one.encoder == encoder.name and one.learns
+            of_file = facts(section).get("kind") == FEATURES
+            if slot in section.obsm and slot in facts(section).get(EMBEDDINGS, {}) and (of_file or not at_hand):
                 continue
-            if facts(section).get("kind") == FEATURES:
+            if of_file:
                 raise MissingSlotError(
-                    f"section {section_name(section)} came as patch features, without a slide from which {encoder} "
-                    f"could be made; leave out the models that look through {encoder}"
+                    f"section {section_name(section)} came as patch features, without a slide from which {slot} "
+                    f"could be made; leave out the models that look through {slot}"
                 )
-            embedder(encoder, made=recipe).section(section, io.open_section_slide(section))
+            if slot not in makes:
+                by = encoder if encoder is not None and at_hand else str(one.encoder)
+                makes[slot] = embedder(by, dense=one.dense, made=one.recipe)
+            makes[slot].section(section, io.open_section_slide(section))
 
 
 def _each(estimators: Iterable[models.Estimator | models.Auto]) -> list[models.Estimator]:
@@ -207,7 +256,7 @@ def fit(
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
     name, ready = look_through(references, encoder, weights)
     estimator = named(model, ready, encoder=name, normalize=normalize, seed=seed)
-    embed_by(references, [estimator], name, ready)
+    embed_for(references, [estimator], encoder=ready)
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     missing: Missing = getattr(cohort, "missing", "error")
@@ -259,16 +308,6 @@ def look_through(
     return ready.name, ready
 
 
-def embed_by(
-    sections: Sequence[AnnData], estimators: Iterable[models.Estimator | models.Auto], name: str, ready: Encoder | None
-) -> None:
-    """Embed sections for these estimators: by `ready` those that look through `name`, the others by the registry."""
-    looking = list(estimators)
-    if ready is not None and any(one.encoder == name and one.learns for one in _each(looking)):
-        embed([section for section in sections if facts(section).get("kind") != FEATURES], ready)
-    embed_for(sections, looking)
-
-
 def predict_section(
     model: models.Estimator, section: AnnData, *, n_samples: int = 16, weights: str | Path | None = None
 ) -> AnnData:
@@ -310,7 +349,7 @@ def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Pa
     """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
     if model.encoder and facts(section).get("kind") != FEATURES:
-        make = embedder(model.encoder, made=model.embedding_, weights=weights)
+        make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
         make.section(section, io.open_section_slide(section))
     return section
 
@@ -369,7 +408,8 @@ def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path |
     if model.encoder is None:
         raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    return embedder(model.encoder, made=model.embedding_, weights=weights).tiles(wsi, step_um)
+    make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
+    return make.tiles(wsi, step_um)
 
 
 def write_h5ad(predicted: AnnData, path: str | Path) -> None:

@@ -14,7 +14,7 @@ from histoflow import bench, io, models, pl
 from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
-from histoflow.workflow.cohorts import FEATURES, embed_by, embed_for, look_through, named
+from histoflow.workflow.cohorts import FEATURES, embed_for, look_through, named
 from histoflow.workflow.zeroshot import tell_stpath
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def models_for(
     name, ready = look_through(counted, encoder, weights)
     chosen = {model: named(model, ready, encoder=name, normalize=normalize) for model in names}
     tell_stpath(chosen, of_stpath or {})
-    embed_by(counted, chosen.values(), name, ready)
+    embed_for(counted, chosen.values(), encoder=ready)
     return chosen
 
 

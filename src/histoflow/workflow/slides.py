@@ -6,7 +6,7 @@ Each reference brings its own slide; nothing is cut from the slide that is predi
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from histoflow._errors import MissingSlotError, OptionError, SlideMismatchError
 from histoflow._files import read_json
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, check_section, facts, section_name
 from histoflow.io.polygons import read_polygons
-from histoflow.pp import Embedder, Encoder, Panel, available_encoders, choose_panel, get_encoder
+from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, available_encoders, choose_panel, get_encoder
 from histoflow.pp.tiles import TILES, TISSUES, annotate_tiles, cut_tiles, restrict_tissue, slide_facts, tile_um
 from histoflow.workflow.cohorts import embedder, sized_for
 from histoflow.workflow.zeroshot import zero_shot
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 HISTO = "histo"
 """``uns`` entry of the API that people know: what the text prints, and nothing else."""
-_METHODS = ("stflow", "hest_fm", "stpath")
+_METHODS = ("stflow", "hest_fm", "istar", "stpath")
 _ANY_BACKBONE, _GIGAPATH = "ctranspath", "gigapath"
 
 
@@ -181,8 +181,8 @@ def spot_features(
         If spots and slide do not belong together.
     """
     make = sized_for(embedder(fm_backbone, weights=fm_weight_path, cache_dir=cache_dir, device=device), patch_um)
-    section = _embedded(reference, wsi, make)
-    features = AnnData(X=section.obsm[make.encoder.name], obs=section.obs.copy())
+    section = embedded(reference, wsi, make)
+    features = AnnData(X=section.obsm[make.slot], obs=section.obs.copy())
     features.obsm[SPATIAL], features.uns[UNS] = section.obsm[SPATIAL], section.uns[UNS]
     return features
 
@@ -223,7 +223,7 @@ def predict_expression(
     wsi
         The slide to predict, with tiles from `tile`.
     method
-        ``"stflow"`` or ``"hest_fm"``, which are fitted on `reference`; or ``"stpath"``, which is pretrained.
+        ``"stflow"``, ``"hest_fm"``, ``"istar"``, which are fitted on `reference`; or ``"stpath"``, which is pretrained.
     reference
         Section with counts, or several; each brings its own slide. None with `model`, and for ``"stpath"``.
     reference_wsi
@@ -300,17 +300,18 @@ def predict_expression(
             "n_sample_steps": n_sample_steps,
             "device": runs_on,
         }
-        make = embedder(_encoder(seen_by, **hub), cache_dir=cache_dir, device=runs_on)
+        dense = method == models.SubspotRegressor.name
+        make = embedder(_encoder(seen_by, **hub), dense=dense, cache_dir=cache_dir, device=runs_on)
         make = sized_for(make, tile_um(wsi, tile_key))
         estimator = _estimator(method, make.encoder.name, seed, options)
         references = _references(reference, reference_wsi, make)
         panel = choose_panel(references, n_top_genes) if genes is None else Panel(tuple(genes))
         model, columns = estimator.fit(references, panel=panel), references[0].var
     elif reference is not None or model.encoder is None:
-        raise OptionError("model= takes no reference beside it, and must look at the image: hest_fm or stflow")
+        raise OptionError("model= takes no reference beside it, and must look at the image: hest_fm, stflow or istar")
     else:
-        made = model.embedding_
-        make = embedder(model.encoder, made=made, weights=fm_weight_path, cache_dir=cache_dir, device=runs_on)
+        how: dict[str, Any] = {"dense": model.dense, "made": model.embedding_, "weights": fm_weight_path}
+        make = embedder(model.encoder, cache_dir=cache_dir, device=runs_on, **how)
     predicted = model.predict(make.laid_tiles(wsi, tile_key), n_samples=n_samples)
     result = _as_printed(predicted, model, columns, tile_key)
     wsi.tables[f"{key_added or model.name}_{tile_key}"] = result
@@ -318,10 +319,14 @@ def predict_expression(
 
 
 def _estimator(method: str, encoder: str, seed: int, options: dict[str, Any]) -> models.Estimator:
-    """The estimator of a method; `options` are the flow's alone."""
+    """The estimator of a method; `options` are the flow's, of which the regressor takes epochs and device."""
     if method not in _METHODS:
         raise OptionError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
-    return models.from_name(method, encoder=encoder, seed=seed).clone(**(options if method == "stflow" else {}))
+    made = models.from_name(method, encoder=encoder, seed=seed)
+    if isinstance(made, models.SubspotRegressor):
+        training = replace(made.training, max_epochs=options["training"].max_epochs)
+        return made.clone(training=training, device=options["device"])
+    return made.clone(**(options if method == "stflow" else {}))
 
 
 def _encoder(encoder: str | Encoder, **where: Any) -> Encoder:
@@ -350,7 +355,9 @@ def _encoder_of_table(wsi: WSIData, feature_key: str, tile_key: str) -> str:
 
 
 def _references(
-    reference: AnnData | Sequence[AnnData] | None, slides: WSIData | Sequence[WSIData] | None, make: Embedder
+    reference: AnnData | Sequence[AnnData] | None,
+    slides: WSIData | Sequence[WSIData] | None,
+    make: Embedder | DenseEmbedder,
 ) -> list[AnnData]:
     """Sections of the references, each embedded from its own slide."""
     sections = [reference] if isinstance(reference, AnnData) else list(reference or [])
@@ -359,10 +366,10 @@ def _references(
     opened = list(slides) if isinstance(slides, Sequence) else [slides] * (1 if slides is not None else 0)
     if opened and len(opened) != len(sections):
         raise OptionError(f"got {len(sections)} references and {len(opened)} slides; give one slide for each")
-    return [_embedded(s, w, make) for s, w in zip(sections, opened or [None] * len(sections), strict=True)]
+    return [embedded(s, w, make) for s, w in zip(sections, opened or [None] * len(sections), strict=True)]
 
 
-def _embedded(reference: AnnData, wsi: WSIData | None, make: Embedder) -> AnnData:
+def embedded(reference: AnnData, wsi: WSIData | None, make: Embedder | DenseEmbedder) -> AnnData:
     """A new section of a reference, embedded from its slide."""
     slide = None if wsi is None else str(slide_facts(wsi)["slide"])
     if slide is None and not (facts(reference) or HISTO in reference.uns or SPATIAL in reference.uns):
@@ -374,7 +381,7 @@ def _embedded(reference: AnnData, wsi: WSIData | None, make: Embedder) -> AnnDat
     if wsi is not None and facts(section)["slide_id"] != slide_facts(wsi)["slide_id"]:
         raise SlideMismatchError(f"the slide given for section {section_name(section)} is not its own")
     recorded = facts(section).get(EMBEDDINGS, {})
-    if make.encoder.name in section.obsm and make.encoder.name in recorded:
+    if make.slot in section.obsm and make.slot in recorded:
         return section
     return make.section(section, wsi or io.open_section_slide(section, cache_dir=make.cache_dir))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from histoflow._errors import OptionError, ShapeError
 from histoflow._files import file_hash
+from histoflow.pp.encoders.dense import Dense
 from histoflow.pp.encoders.network import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -143,6 +144,8 @@ class Encoder:
     amp
         Compute in bfloat16 where the machine is faster with it, once the first batch has agreed with float32 (cosine
         of every row at least .999); `dataclasses.replace(encoder, amp=True)` sets it.
+    dense
+        How it describes every 8 µm of a window; None for an encoder that only describes patches.
     """
 
     name: str
@@ -153,6 +156,7 @@ class Encoder:
     card: Card
     weights_hash: str = "none"
     amp: bool = False
+    dense: Dense | None = field(repr=False, compare=False, default=None)
     _half: HalfPrecision = field(init=False, repr=False, compare=False, default_factory=HalfPrecision)
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from histoflow._errors import MissingDependencyError, OptionError
 from histoflow.pp import scatter
 from histoflow.pp.encoders import timm_models, zoo
+from histoflow.pp.encoders.dense import scatter_dense
 from histoflow.pp.encoders.optional import TIMM, ZOO, why_not
 from histoflow.pp.encoders.record import Card, Encoder, EncoderInfo
 from histoflow.pp.encoders.weights import is_program, weights_file
@@ -127,7 +128,8 @@ def _info(encoder: Encoder) -> EncoderInfo:
 
 
 def _scatter() -> Encoder:
-    return Encoder("scatter", scatter.VERSION, scatter.N_FEATURES, scatter.PATCH_PX, scatter.encode, _OURS)
+    name, dense = "scatter", scatter_dense()
+    return Encoder(name, scatter.VERSION, scatter.N_FEATURES, scatter.PATCH_PX, scatter.encode, _OURS, dense=dense)
 
 
 def _color() -> Encoder:

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from histoflow._errors import OptionError, WeightsError
+from histoflow.pp.encoders.dense import network_dense
 from histoflow.pp.encoders.hub import Source, offline
 from histoflow.pp.encoders.network import Network, Normalize
 from histoflow.pp.encoders.optional import TIMM, needed, why_not
@@ -73,7 +74,8 @@ def build(name: str, *, weights: str | Path | None, token: str | None, cache_dir
 def _encoder(name: str, module: nn.Module, card: Card, path: Path, patch_px: int) -> Encoder:
     sized = replace(card, n_parameters=sum(weights.numel() for weights in module.parameters()))
     prepare = Normalize(sized.mean or (), sized.std or ())
-    return encoder_of(name, Network(module, prepare, module), patch_px, sized, path_hash(path))
+    made = encoder_of(name, Network(module, prepare, module), patch_px, sized, path_hash(path))
+    return replace(made, dense=network_dense(module, prepare, patch_px))
 
 
 def fit(module: nn.Module, state: Mapping[str, Tensor], classifier: str | tuple[str, ...] | None, what: str) -> None:

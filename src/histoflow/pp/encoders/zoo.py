@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from histoflow._errors import MissingDependencyError, WeightsError
 from histoflow._files import read_json
+from histoflow.pp.encoders.dense import network_dense
 from histoflow.pp.encoders.hub import Source, has_token, offline
 from histoflow.pp.encoders.network import Network
 from histoflow.pp.encoders.optional import TIMM, ZOO, needed, why_not
@@ -170,7 +171,8 @@ def _encoder(
     mean, std = (tuple(map(float, getattr(scale, key))) if scale else None for key in ("mean", "std"))
     size = sum(weights.numel() for weights in module.parameters())
     card = replace(model.card, n_parameters=size, mean=mean, std=std)
-    return encoder_of(model.name, network, patch_px, card, weights_hash, check=check)
+    made = encoder_of(model.name, network, patch_px, card, weights_hash, check=check)
+    return replace(made, dense=network_dense(module, network.prepare, patch_px))
 
 
 def _side(size: int | Sequence[int]) -> int:
