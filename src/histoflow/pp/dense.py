@@ -16,13 +16,23 @@ from scipy.ndimage import uniform_filter1d
 
 from histoflow._errors import EncoderMismatchError, ShapeError, SlideMismatchError
 from histoflow._files import atomic_path, cache_folder, locked, value_hash
-from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL, UNS, check_section, facts, section_name
+from histoflow._keys import DENSE, EMBEDDINGS, SPATIAL, UNS, facts
 from histoflow._progress import track
 from histoflow.pp.embed import tile_section
 from histoflow.pp.encoders import Dense, Encoder
 from histoflow.pp.encoders.dense import SUPERPIXEL_UM
 from histoflow.pp.lattice import Indices, Lattice, Mask, Window, n_superpixels_of, spot_um_of
-from histoflow.pp.tiles import TILES, lay_tiles, read_grid, read_patches, slide_facts, tile_um, tissue_outlines
+from histoflow.pp.tiles import (
+    TILES,
+    check_slide,
+    checked_places,
+    lay_tiles,
+    read_grid,
+    read_patches,
+    slide_facts,
+    tile_um,
+    tissue_outlines,
+)
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -203,12 +213,7 @@ class DenseEmbedder:
         SlideMismatchError
             If `wsi` is another slide than the section's.
         """
-        check_section(section, needs=[SPATIAL, UNS])
-        if facts(section).get("slide_id") != slide_facts(wsi).get("slide_id"):
-            raise SlideMismatchError(
-                f"section {section_name(section)} was read with another slide than {slide_facts(wsi).get('slide')}; "
-                "open its own"
-            )
+        check_slide(section, wsi)
         spot_um = spot_um_of(section)
         values, made = self.places(wsi, section.obsm[SPATIAL], spot_um)
         section.obsm[self.slot] = values
@@ -236,9 +241,7 @@ class DenseEmbedder:
         ShapeError
             If `xy` has another shape or holds no place.
         """
-        centres = np.asarray(xy, dtype=np.float64)
-        if centres.ndim != 2 or centres.shape[1] != 2 or not len(centres):
-            raise ShapeError(f"xy must have shape (n_places, 2) with at least one place, got {centres.shape}")
+        centres = checked_places(xy)
         n_superpixels = n_superpixels_of(spot_um)
         cells = Lattice.of(wsi).nearest(centres, n_superpixels)
         bags = self.map(wsi, cells).bags(cells)

@@ -14,9 +14,9 @@ import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
-from histoflow._errors import OptionError, ScaleWarning, ShapeError, SlideMismatchError
+from histoflow._errors import OptionError, ScaleWarning
 from histoflow._files import cache_folder, value_hash
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
+from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, facts
 from histoflow.pp.blocks import cached_features
 from histoflow.pp.context import disc_mean
 from histoflow.pp.encoders import Encoder
@@ -24,6 +24,8 @@ from histoflow.pp.tiles import (
     TILES,
     Grid,
     annotate_tiles,
+    check_slide,
+    checked_places,
     lay_tiles,
     read_grid,
     read_patches,
@@ -143,12 +145,7 @@ class Embedder:
         SlideMismatchError
             If `wsi` is another slide than the section's.
         """
-        check_section(section, needs=[SPATIAL, UNS])
-        if facts(section).get("slide_id") != slide_facts(wsi).get("slide_id"):
-            raise SlideMismatchError(
-                f"section {section_name(section)} was read with another slide than {slide_facts(wsi).get('slide')}; "
-                "embed it with hf.embed(section), which opens its own"
-            )
+        check_slide(section, wsi)
         values, made = self.places(wsi, section.obsm[SPATIAL])
         pieces = made.pop("tissue_id", None)
         if pieces is not None and TISSUE not in section.obs:
@@ -215,9 +212,7 @@ class Embedder:
         ShapeError
             If `xy` has another shape or holds no place.
         """
-        centres = np.asarray(xy, dtype=np.float64)
-        if centres.ndim != 2 or centres.shape[1] != 2 or not len(centres):
-            raise ShapeError(f"xy must have shape (n_places, 2) with at least one place, got {centres.shape}")
+        centres = checked_places(xy)
         factor = self._tell_upsampling(wsi)
         if not self.recipe.standardize:
             made = {"slide_id": str(slide_facts(wsi)["slide_id"]), "upsampling": round(factor, 3)}

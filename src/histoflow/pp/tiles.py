@@ -20,7 +20,7 @@ from histoflow._errors import (
     ShapeError,
     SlideMismatchError,
 )
-from histoflow._keys import UNS
+from histoflow._keys import SPATIAL, UNS, check_section, facts, section_name
 
 if TYPE_CHECKING:
     from wsidata import WSIData
@@ -98,6 +98,24 @@ def slide_facts(wsi: WSIData) -> Mapping[str, Any]:
     if "mpp_x" not in known:
         raise MissingSlotError(f'this slide has no scale in attrs["{UNS}"]; open it with hf.open_wsi')
     return known
+
+
+def check_slide(section: AnnData, wsi: WSIData) -> None:
+    """Raise SlideMismatchError unless a section was read with this slide."""
+    check_section(section, needs=[SPATIAL, UNS])
+    if facts(section).get("slide_id") != slide_facts(wsi).get("slide_id"):
+        raise SlideMismatchError(
+            f"section {section_name(section)} was read with another slide than {slide_facts(wsi).get('slide')}; "
+            "embed it with hf.embed(section), which opens its own"
+        )
+
+
+def checked_places(xy: ArrayLike) -> NDArray[np.float64]:
+    """Places as an array (n_places, 2), x, y; ShapeError if they are not, or there is none."""
+    centres = np.asarray(xy, dtype=np.float64)
+    if centres.ndim != 2 or centres.shape[1] != 2 or not len(centres):
+        raise ShapeError(f"xy must have shape (n_places, 2) with at least one place, got {centres.shape}")
+    return centres
 
 
 def statistics_grid(wsi: WSIData, step_um: float) -> TissueGrid:
