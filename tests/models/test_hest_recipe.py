@@ -27,6 +27,7 @@ def test_every_step_is_the_recipes(shape, n_components, dtype):
     alpha = 100 / (n_components * 4)
     ridge = Ridge(alpha, solver="lsqr", fit_intercept=False, max_iter=1000, random_state=1).fit(scores, y)
     assert (report["alpha"], report["n_components"]) == (alpha, n_components)
+    assert bool(report["differs"]) == (n_components < 256)
     np.testing.assert_allclose(head.predict(x), ridge.predict(scores), atol=2e-5)
 
 

@@ -76,8 +76,8 @@ def test_targets_in_small_pieces_are_the_same(monkeypatch):
 
 
 def test_pieces_are_smaller_with_more_spots():
-    assert [part.stop for part in linear.chunks(5000, 4000)] == [4096, 8192]
-    assert len(list(linear.chunks(5000, 1 << 16))) == 5
+    assert [part.stop for part in linear.chunks(5000, 4000)] == [2048, 4096, 6144]
+    assert len(list(linear.chunks(5000, 1 << 16))) == 10
     assert len(list(linear.chunks(1, 1 << 30))) == 1
 
 

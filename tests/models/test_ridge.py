@@ -112,6 +112,8 @@ def test_blocks_stand_in_for_sections_in_choosing_the_weight(smooth_sections):
 def test_hest_tells_what_is_odd(sections):
     model = fitted(sections, protocol="hest", normalize="none")
     assert model.training_["oddities"] == list(ODDITIES)
+    assert model.training_["differs"] == ["12 components for want of spots or features, the recipe's are 256"]
+    assert "normalize='none'" in fitted(sections, protocol="hest").training_["differs"][1]
     assert abs(model.predict(sections[0]).X.mean()) < 1
     for word in ("no mean", "MSE and R²", 'normalize="none"', "docstring", "test included", "pools"):
         assert word in RidgeProbe.__doc__

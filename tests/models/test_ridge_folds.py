@@ -153,19 +153,31 @@ def n_blas_threads():
     return [lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"]
 
 
-def test_folds_beside_each_other_are_the_same_folds(monkeypatch):
-    x, y = data(60, 20, 5)
-    alone = RidgeFolds(RidgePath(x, y), thirds(60)).scores(ALPHAS)
+@pytest.mark.parametrize("options", [{}, {"per_target": True}])
+def test_folds_beside_each_other_are_to_the_last_bit_the_same(monkeypatch, options):
+    x, y = (values.astype(np.float32) for values in data(60, 20, 23))
+    monkeypatch.setattr(linear, "_FEWEST", 1)
+    monkeypatch.setattr(linear, "_MOST", 5)
     monkeypatch.setattr(ridge_folds, "_MANY_AXES", 1)
-    with threadpool_limits(2, user_api="blas"):
-        beside = RidgeFolds(RidgePath(x, y), thirds(60)).scores(ALPHAS)
-    np.testing.assert_allclose(beside, alone, rtol=1e-10)
+    found = []
+    for n_threads in (1, 2):
+        with threadpool_limits(n_threads, user_api="blas"):
+            found.append(fit_grouped_ridge(x, y, InnerFolds("thirds", tuple(thirds(60))), **options))
+    assert found[0][1] == found[1][1]
+    np.testing.assert_array_equal(found[0][0].coef, found[1][0].coef)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2])
 def test_calls_beside_each_other_keep_their_order_and_give_threads_back(n_threads):
     with threadpool_limits(n_threads, user_api="blas"):
         before = n_blas_threads()
-        seen = side_by_side(lambda item: (item, max(n_blas_threads())), range(5))
+        with side_by_side() as run:
+            seen = list(run(lambda item: (item, max(n_blas_threads())), range(5)))
         assert n_blas_threads() == before
     assert seen == [(item, 1) for item in range(5)]
+
+
+def test_small_calls_are_run_one_after_the_other():
+    with threadpool_limits(2, user_api="blas"), side_by_side(worth_it=False) as run:
+        assert run is map
+        assert max(n_blas_threads()) == 2

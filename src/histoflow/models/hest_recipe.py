@@ -17,8 +17,8 @@ Floats = NDArray[np.floating[Any]]
 ODDITIES = (
     "no intercept on centred components: predictions have no mean, so MSE and R² of them mean nothing",
     "the strength 100 / (n_components × n_genes) is fixed: it is chosen by no data, and falls with the number of genes",
-    "expression is log1p of raw counts, not library-normalised although its docstring says so: r also tells how well "
-    "the library size is predicted",
+    "the benchmark's expression is log1p of raw counts, not library-normalised although its docstring says so: r also "
+    "tells how well the library size is predicted",
     "the benchmark chose its genes over all slides, those of the test included",
     "its correlation pools the spots of all test slides: differences between slides count as predicted",
 )
@@ -85,7 +85,7 @@ def fit_hest_ridge(x: Floats, y: Floats) -> tuple[HestHead, dict[str, Any]]:
 
     Returns
     -------
-    The three steps; and alpha, the number of components and the oddities.
+    The three steps; and alpha, the number of components, the oddities, and in what this fit differs from the recipe.
     """
     scaler = StandardScaler().fit(x)
     scaled = scaler.transform(x)
@@ -95,5 +95,8 @@ def fit_hest_ridge(x: Floats, y: Floats) -> tuple[HestHead, dict[str, Any]]:
     ridge = Ridge(alpha=alpha, **options).fit(pca.transform(scaled).astype(np.float32), y)
     coef = np.ascontiguousarray(np.atleast_2d(ridge.coef_).T)
     head = HestHead(scaler.mean_, scaler.scale_, pca.mean_, pca.components_, coef)
-    told = {"alpha": float(alpha), "n_components": int(pca.n_components_), "oddities": list(ODDITIES)}
+    n_components = int(pca.n_components_)
+    told = {"alpha": float(alpha), "n_components": n_components, "oddities": list(ODDITIES), "differs": []}
+    if n_components < _COMPONENTS:
+        told["differs"] = [f"{n_components} components for want of spots or features, the recipe's are {_COMPONENTS}"]
     return head, told

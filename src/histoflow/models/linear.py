@@ -16,7 +16,7 @@ _ROUNDING = 8
 """A column is constant if it spreads by no more units in the last place of its mean."""
 _BLOCK = 1 << 12
 """Spots standardised at a time, so that no second copy of all features is needed."""
-_FEWEST, _MOST, _ELEMENTS = 1 << 8, 1 << 12, 1 << 26
+_FEWEST, _MOST, _ELEMENTS = 1 << 8, 1 << 11, 1 << 25
 """Targets multiplied at a time, at least and at most, and numbers of them."""
 
 

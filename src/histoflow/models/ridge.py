@@ -34,7 +34,7 @@ class RidgeProbe(Estimator):
     only correlations do; that its strength is chosen by no data; that it takes log1p of raw counts, although its
     docstring says library-normalised, so give ``normalize="none"``; that the benchmark chose its genes over all
     slides, those of the test included; and that its correlation pools the test slides, so that differences between
-    slides count as predicted. `training_` says so too, under `oddities`.
+    slides count as predicted. `training_` says so too, under `oddities`, and under `differs` what is not the recipe's.
 
     Parameters
     ----------
@@ -96,6 +96,8 @@ class RidgeProbe(Estimator):
         x, y = stacked(measured)
         if self.protocol == "hest":
             self._head, report = fit_hest_ridge(x, y)
+            if self.normalize != "none":
+                report["differs"].append("the scale is not log1p of raw counts: give normalize='none' for the recipe's")
             return report
         spots = [part.spots for part in measured]
         self._head, report = fit_grouped_ridge(

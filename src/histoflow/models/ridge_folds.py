@@ -15,14 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from histoflow.models.inner import InnerFolds
 from histoflow.models.linear import Doubles, Floats, LinearHead, RidgePath, chunks, is_constant
-from histoflow.models.side_by_side import side_by_side
+from histoflow.models.side_by_side import Run, side_by_side
 from histoflow.models.smoothing import WEIGHTS, Smoother
 
 ALPHAS = np.logspace(0, 6, 25)
@@ -30,11 +30,10 @@ ALPHAS = np.logspace(0, 6, 25)
 DEFAULT_ALPHA = 1e3
 """Taken where no spots can be held out."""
 
-_MANY_AXES = 512
+_MANY_AXES = 256
+"""Above so many, folds and pieces are computed beside each other."""
 
 _Rows = NDArray[np.intp]
-Item = TypeVar("Item")
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -113,13 +112,6 @@ class _Fold:
         return (1 / (self.values[:, None] + alpha)).astype(self.seen.dtype, copy=False)
 
 
-def _each(call: Callable[[Item], Result], items: Iterable[Item], path: RidgePath) -> list[Result]:
-    """Call something on every item, beside each other where it takes longer than to arrange that."""
-    if path.turned.shape[1] < _MANY_AXES:
-        return [call(item) for item in items]
-    return side_by_side(call, items)
-
-
 class RidgeFolds:
     """The inner folds of a training set, for choosing what a ridge leaves open.
 
@@ -129,6 +121,8 @@ class RidgeFolds:
         The training set.
     folds
         ``(train, test)`` rows of it.
+    run
+        What runs calls on independent folds and targets: `map`, or what `side_by_side` gives.
 
     Attributes
     ----------
@@ -136,9 +130,9 @@ class RidgeFolds:
         Products of the path's `turned` and `targets` over all rows, shape (n_axes, n_targets), once any score is known.
     """
 
-    def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]]) -> None:
-        self._path = path
-        self._folds = _each(lambda rows: _Fold(path, *rows), folds, path)
+    def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]], run: Run = map) -> None:
+        self._path, self._run = path, run
+        self._folds: list[_Fold] = list(run(lambda rows: _Fold(path, *rows), folds))
         left_out = np.concatenate([fold.left_out for fold in self._folds])
         self.along: Floats = np.zeros((path.turned.shape[1], path.n_targets), path.dtype)
         self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
@@ -148,10 +142,11 @@ class RidgeFolds:
 
         A target that is constant in a held-out part counts 0 there.
         """
-        sums = {id(fold): _Sums(fold, self._path) for fold in self._folds}
-        for part in self._parts():
-            sums[id(part.fold)].add(part)
-        per_fold = _each(lambda total: total.explained(alphas), sums.values(), self._path)
+        sums = [_Sums(fold, self._path) for fold in self._folds]
+        for pieces in self._each(lambda part, number: sums[number].piece(part)):
+            for total, piece in zip(sums, pieces, strict=True):
+                total.add(piece)
+        per_fold = list(self._run(lambda total: total.explained(alphas), sums))
         score: Doubles = np.mean(per_fold, axis=0) / self._path.n_targets
         return score
 
@@ -160,13 +155,15 @@ class RidgeFolds:
 
         As for `scores`, of which it is the part of each target; it takes as long as predicting at every strength.
         """
-        found = np.zeros((len(alphas), self._path.n_targets))
-        for part in self._parts():
-            along, varies = part.fold.turn @ part.products, part.weight > 0
-            for row, alpha in zip(found, alphas, strict=True):
-                error = part.fold.seen @ (along * part.fold.shrunk(alpha)) - part.measured
-                squares = np.einsum("sg,sg->g", error, error, dtype=np.float64)
-                row[part.which] += varies - part.weight * squares
+
+        def score(part: _Part, number: int) -> Doubles:
+            along = part.fold.turn @ part.products
+            errors = (part.fold.seen @ (along * part.fold.shrunk(alpha)) - part.measured for alpha in alphas)
+            squares = np.stack([np.einsum("sg,sg->g", error, error, dtype=np.float64) for error in errors])
+            explained: Doubles = (part.weight > 0) - part.weight * squares
+            return explained
+
+        found: Doubles = np.concatenate([np.sum(pieces, axis=0) for pieces in self._each(score)], axis=1)
         return found / len(self._folds)
 
     def smoothing_scores(self, alpha: float | Doubles, smoother: Smoother, weights: Sequence[float]) -> Doubles:
@@ -182,35 +179,54 @@ class RidgeFolds:
             Weights tried.
         """
         strengths = np.broadcast_to(np.asarray(alpha, dtype=np.float64), (self._path.n_targets,))
-        smoothers = {id(fold): smoother.among(fold.test) for fold in self._folds}
-        found = np.zeros(len(weights))
-        for part in self._parts():
+        smoothers = [smoother.among(fold.test) for fold in self._folds]
+        tried = np.asarray(weights)
+
+        def score(part: _Part, number: int) -> Doubles:
             along = (part.fold.turn @ part.products) * part.fold.shrunk(strengths[part.which])
             shift = (part.mean + self._path.intercept[part.which]).astype(along.dtype)
             own = np.maximum(part.fold.seen @ along + shift, 0)
-            step = smoothers[id(part.fold)].mean(own) - own
+            step = smoothers[number].mean(own) - own
             error = own - shift - part.measured
-            varies = float((part.weight > 0).sum())
-            terms = [_weighted(part.weight, *pair) for pair in ((error, error), (error, step), (step, step))]
-            found += [varies - (terms[0] + 2 * w * terms[1] + w * w * terms[2]) for w in weights]
-        return found / len(self._folds) / self._path.n_targets
+            squares, across, moved = (
+                _weighted(part.weight, *pair) for pair in ((error, error), (error, step), (step, step))
+            )
+            explained: Doubles = (part.weight > 0).sum() - (squares + 2 * tried * across + tried**2 * moved)
+            return explained
 
-    def _parts(self) -> Iterator[_Part]:
-        """Every fold's products, some targets at a time."""
-        path, turned = self._path, self._path.turned
-        for which in chunks(path.n_targets, len(turned)):
-            targets = path.targets(which)
-            without = [targets[fold.left_out] for fold in self._folds]
-            products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
-            total = sum(products[1:], products[0].copy()) if self._once_each else turned.T @ targets
-            self.along[:, which] = total
-            all_sum = targets.sum(axis=0, dtype=np.float64)
-            for fold, part, missing in zip(self._folds, without, products, strict=True):
-                mean = (all_sum - part.sum(axis=0, dtype=np.float64)) / len(fold.train)
-                np.subtract(total, missing, out=missing)
-                missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
-                held_out = part if fold.test is fold.left_out else targets[fold.test]
-                yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
+        total: Doubles = np.sum([np.sum(pieces, axis=0) for pieces in self._each(score)], axis=0)
+        return total / len(self._folds) / self._path.n_targets
+
+    def _each(self, score: Callable[[_Part, int], Any]) -> Iterable[list[Any]]:
+        """What `score` makes of every fold, some targets at a time, these beside each other; in their order."""
+
+        def of_targets(which: slice) -> list[Any]:
+            return [score(part, number) for number, part in enumerate(self._parts(which))]
+
+        return self._run(of_targets, chunks(self._path.n_targets, len(self._path.turned)))
+
+    def _parts(self, which: slice) -> Iterator[_Part]:
+        """Every fold's products with some targets."""
+        turned, targets = self._path.turned, self._path.targets(which)
+        without = [targets[fold.left_out] for fold in self._folds]
+        products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
+        total = sum(products[1:], products[0].copy()) if self._once_each else turned.T @ targets
+        self.along[:, which] = total
+        all_sum = targets.sum(axis=0, dtype=np.float64)
+        for fold, part, missing in zip(self._folds, without, products, strict=True):
+            mean = (all_sum - part.sum(axis=0, dtype=np.float64)) / len(fold.train)
+            np.subtract(total, missing, out=missing)
+            missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
+            held_out = part if fold.test is fold.left_out else targets[fold.test]
+            yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
+
+
+class _Piece(NamedTuple):
+    """What some targets give to `_Sums`."""
+
+    square: Floats
+    cross: Floats
+    constant: float
 
 
 class _Sums:
@@ -224,16 +240,22 @@ class _Sums:
         self._cross = np.zeros((n_axes, min(n_held_out, n_axes)))
         self._constant = 0.0
 
-    def add(self, part: _Part) -> None:
-        """Take up some targets; the part is used up by it."""
+    def piece(self, part: _Part) -> _Piece:
+        """What some targets give; the part is used up by it."""
         root = np.sqrt(part.weight).astype(part.products.dtype)
         scaled, measured = part.products, part.measured
         scaled *= root
         measured *= root
-        self._square += scaled @ scaled.T  # one buffer twice: half the work of a product
-        self._cross += scaled @ (measured.T if self._centred_test is None else measured.T @ self._centred_test)
+        cross = scaled @ (measured.T if self._centred_test is None else measured.T @ self._centred_test)
         squares = np.einsum("sg,sg->", measured, measured, dtype=np.float64)
-        self._constant += float((part.weight > 0).sum() - squares)
+        # One buffer twice: half the work of a product.
+        return _Piece(scaled @ scaled.T, cross, float((part.weight > 0).sum() - squares))
+
+    def add(self, piece: _Piece) -> None:
+        """Take up some targets, in double precision."""
+        self._square += piece.square
+        self._cross += piece.cross
+        self._constant += piece.constant
 
     def explained(self, alphas: Doubles) -> Doubles:
         """Sum of R² over the targets at each strength, (n_alphas,)."""
@@ -297,23 +319,31 @@ def fit_grouped_ridge(
     The head fitted on all rows; and alpha (with `per_target` also alpha_by_target), the score by alpha, the folds in
     words, and with a `smoother` smooth_weight and the score by weight.
     """
-    path = RidgePath(x, y, standardise=standardise)
-    report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
-    if smoother is not None:
-        report["smooth_weight"] = 0.0
-    if not inner.folds:
-        return path.head(report["alpha"]), report
-    folds, tried = RidgeFolds(path, inner.folds), np.asarray(alphas, dtype=np.float64)
+    with side_by_side(worth_it=min(x.shape) > _MANY_AXES) as run:
+        path = RidgePath(x, y, standardise=standardise)
+        report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
+        if smoother is not None:
+            report["smooth_weight"] = 0.0
+        if not inner.folds:
+            return path.head(report["alpha"]), report
+        folds, tried = RidgeFolds(path, inner.folds, run), np.asarray(alphas, dtype=np.float64)
+        chosen, more = _chosen(folds, tried, per_target)
+        report |= more
+        if smoother is not None:
+            scores = folds.smoothing_scores(chosen, smoother, WEIGHTS)
+            report |= {"smooth_weight": WEIGHTS[int(np.argmax(scores))], "smooth_weights": list(WEIGHTS)}
+            report["smooth_inner_r2"] = scores.tolist()
+        return path.head(chosen, folds.along), report
+
+
+def _chosen(folds: RidgeFolds, tried: Doubles, per_target: bool) -> tuple[float | Doubles, dict[str, Any]]:
+    """The best strength, or that of each target; and what is told of it."""
     by_target = folds.scores_by_target(tried) if per_target else None
     scores = folds.scores(tried) if by_target is None else by_target.mean(axis=1)
-    report |= {"alpha": float(tried[np.argmax(scores)]), "alphas": tried.tolist(), "inner_r2": scores.tolist()}
-    chosen: float | Doubles = report["alpha"]
-    if by_target is not None:
-        # A target that is constant in every held-out part takes the strength of all.
-        own = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], report["alpha"])
-        report["alpha_by_target"], chosen = own.tolist(), own
-    if smoother is not None:
-        of_weight = folds.smoothing_scores(chosen, smoother, WEIGHTS)
-        report |= {"smooth_weight": WEIGHTS[int(np.argmax(of_weight))], "smooth_weights": list(WEIGHTS)}
-        report["smooth_inner_r2"] = of_weight.tolist()
-    return path.head(chosen, folds.along), report
+    alpha = float(tried[np.argmax(scores)])
+    told = {"alpha": alpha, "alphas": tried.tolist(), "inner_r2": scores.tolist()}
+    if by_target is None:
+        return alpha, told
+    # A target that is constant in every held-out part takes the strength of all.
+    own = np.where(by_target.any(axis=0), tried[np.argmax(by_target, axis=0)], alpha)
+    return own, told | {"alpha_by_target": own.tolist()}

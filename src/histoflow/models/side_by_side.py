@@ -1,37 +1,34 @@
-"""Independent pieces of linear algebra on all processors: a few threads with one BLAS thread each."""
+"""Independent pieces of linear algebra beside each other: as many threads as BLAS may use, one BLAS thread in each."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from contextlib import contextmanager
+from typing import Any
 
 from threadpoolctl import threadpool_info, threadpool_limits
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+Run = Callable[..., Iterable[Any]]
+"""Calls a function on each of some items and gives the results in their order, as `map` does."""
 
 
-def side_by_side(call: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Call `call` on every item, on as many threads as BLAS may use here.
+@contextmanager
+def side_by_side(worth_it: bool = True) -> Iterator[Run]:
+    """Give what runs calls on threads, each with one thread of BLAS, while the block lasts.
 
-    An eigendecomposition gains little from more threads; several of them beside each other do. The number of BLAS
-    threads is 1 while this runs, and afterwards what it was.
+    Eigendecompositions and products of middling size gain little from several threads of BLAS, and lose much where the
+    processors are shared; several of them beside each other gain. Results are the same on any number of threads.
+    Afterwards BLAS has as many threads as before.
 
     Parameters
     ----------
-    call
-        Must be free to run beside itself.
-    items
-        Its arguments.
-
-    Returns
-    -------
-    The results, in the order of the items.
+    worth_it
+        Whether the calls take longer than to arrange this; otherwise they are run one after the other.
     """
-    given = list(items)
     n_threads = max((lib["num_threads"] for lib in threadpool_info() if lib["user_api"] == "blas"), default=1)
-    if min(n_threads, len(given)) < 2:
-        return [call(item) for item in given]
-    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(min(n_threads, len(given))) as pool:
-        return list(pool.map(call, given))
+    if n_threads < 2 or not worth_it:
+        yield map
+        return
+    with threadpool_limits(1, user_api="blas"), ThreadPoolExecutor(n_threads) as pool:
+        yield pool.map
