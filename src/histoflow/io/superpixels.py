@@ -118,9 +118,7 @@ class SuperPixels:
         """
         chosen = self.genes if genes is None else tuple(genes)
         if unknown := [gene for gene in chosen if gene not in self.genes]:
-            raise PanelMismatchError(
-                f"{', '.join(unknown[:5])} are not among the {len(self.genes)} genes of {self.path}"
-            )
+            raise PanelMismatchError(f"{self.path} has {len(self.genes)} genes, and no {', '.join(unknown[:5])}")
         rows, columns = np.nonzero(self._array(f"labels/{TISSUE}")[:])
         check_budget(len(rows), len(chosen))
         made = AnnData(self._rows(MEAN, chosen, rows, columns), layers={STD: self._rows(STD, chosen, rows, columns)})
@@ -166,9 +164,7 @@ class SuperPixels:
         try:
             return zarr.open_group(str(self.path), mode="r")
         except (FileNotFoundError, ValueError, KeyError) as err:
-            raise ReadError(
-                f"{self.path} holds no super-pixels ({err}); hf.super_resolve(…, out=) writes them"
-            ) from err
+            raise ReadError(f"{self.path} is no zarr folder ({err}); hf.super_resolve(…, out=) writes one") from err
 
     def _array(self, element: str, mode: str = "r") -> Any:
         """The full-size level of an image or of labels."""

@@ -18,6 +18,8 @@ from histoflow.models.spots import Floats
 _DROPOUT = 0.2
 _SHARPNESS = 10.0
 """Of the bend that keeps expression above zero: it adds at most .07 (log1p)."""
+_MOST = 15.0
+"""Largest expression of a super-pixel, log1p: three million counts; beyond it nothing would stay finite."""
 
 
 class Bags(NamedTuple):
@@ -90,7 +92,7 @@ class SuperpixelHead(nn.Module):
 
     def log1p(self, linear: Tensor, scores: Tensor) -> Tensor:
         """Expression of super-pixels, as of a spot that is all alike, (..., n_genes), log1p."""
-        return softplus(linear + self.residual(scores), beta=_SHARPNESS)
+        return softplus(linear + self.residual(scores), beta=_SHARPNESS).clamp(max=_MOST)
 
     def spots(self, bags: Bags) -> Tensor:
         """Expression of spots, log1p of the mean over their super-pixels, (n_spots, n_genes)."""

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image, ImageDraw
 
 from histoflow._errors import MissingSlotError
 from histoflow._keys import UNS, facts, section_name
@@ -98,15 +97,18 @@ class Lattice:
         return np.sort(np.take_along_axis(flat, near, axis=1), axis=1)
 
     def inside(self, polygons: Sequence[Any]) -> Mask:
-        """Super-pixels whose centre lies in some polygons, in level-0 pixels; a mask of the lattice's shape."""
-        image = Image.new("L", self.shape[::-1])
-        drawing = ImageDraw.Draw(image)
-        scale = np.asarray(self.mpp) / SUPERPIXEL_UM
+        """Super-pixels whose centre lies in some shapely polygons, in level-0 pixels; a mask of the lattice's shape."""
+        import shapely
+
+        mask = np.zeros(self.shape, dtype=bool)
+        columns = np.arange(self.shape[1])
         for polygon in polygons:
-            for ring, value in ((polygon.exterior, 1), *((hole, 0) for hole in polygon.interiors)):
-                corners = np.asarray(ring.coords)[:, :2] * scale - 0.5
-                drawing.polygon([tuple(corner) for corner in corners.tolist()], fill=value)
-        return np.asarray(image) > 0
+            shapely.prepare(polygon)
+            first, last = np.asarray(polygon.bounds)[[1, 3]] * self.mpp[1] / SUPERPIXEL_UM
+            for row in range(max(math.floor(first), 0), min(math.ceil(last) + 1, self.shape[0])):
+                xy = self.centres(np.full_like(columns, row), columns)
+                mask[row] |= shapely.contains_xy(polygon, xy[:, 0], xy[:, 1])
+        return mask
 
     def windows(self, side: int = WINDOW) -> list[Window]:
         """Windows that cover the lattice without overlap, row by row; each a slice of rows and one of columns.
