@@ -188,9 +188,8 @@ def panel_log1p(section: AnnData, panel: Panel, normalize: Normalize, *, missing
     GeneNamesWarning
         If genes were taken for zero: how many, and which.
     """
-    totals = library_size(section)
+    place, totals = _place(section, panel, missing), library_size(section)
     log1p = np.empty((section.n_obs, len(panel)), dtype=np.float32)
-    place = _place(section, panel, missing)
     for start in range(0, section.n_obs, _BLOCK):
         rows = slice(start, start + _BLOCK)
         log1p[rows] = to_log1p(_taken(section.X[rows], place), totals[rows], normalize)
