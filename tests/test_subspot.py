@@ -120,7 +120,9 @@ def test_windows_change_nothing(section, model, monkeypatch, measured):
     np.testing.assert_allclose(again.X, measured.X, rtol=1e-4, atol=1e-4)
 
 
-def test_a_section_alone_is_fitted_on_itself(section):
+def test_a_section_alone_is_fitted_on_itself(section, tmp_path):
+    section.write_h5ad(tmp_path / "section.h5ad")
+    section = anndata.read_h5ad(tmp_path / "section.h5ad")  # what is known of it comes back as numpy's types
     untrained = models.SubspotRegressor(training=SMALL, hidden_dim=4, n_components=2)
     cells = hf.super_resolve(section, model=untrained, genes=GENES[:2])
     assert untrained.panel_ is None

@@ -8,7 +8,10 @@ from pathlib import Path
 import pytest
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "stflow.py"
-QUICK = {'FM_BACKBONE = "scatter"': 'FM_BACKBONE = "color"', "N_EPOCHS = 80": "N_EPOCHS = 2"}
+QUICK = {
+    'FM_BACKBONE = "scatter"': 'FM_BACKBONE = "color"',
+    "N_EPOCHS, HIDDEN_DIM = 80, 256": "N_EPOCHS, HIDDEN_DIM = 2, 32",
+}
 
 
 @pytest.mark.data

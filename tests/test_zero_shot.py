@@ -172,7 +172,7 @@ def test_missing_weights_are_one_line(cohort, tmp_path):
 
 
 def test_it_is_evaluated_beside_others(weights, cohort, tmp_path, monkeypatch):
-    monkeypatch.setattr(workflow.cohorts, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     asked = ["evaluate", cohort, "--out", tmp_path, "--models", "mean,stpath", "--panel", "3", "--json"]
     of_stpath = ["--stpath-weights", weights, "--organ", "Breast"]
     done = histoflow(*asked, "--normalize", "none", *of_stpath)

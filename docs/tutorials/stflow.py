@@ -21,7 +21,7 @@ import histoflow as hf
 DATA = Path(os.environ["HISTOFLOW_DATA"]) / "her2st"
 FIGURES = Path("tutorial")
 FM_BACKBONE = "scatter"
-N_EPOCHS = 80
+N_EPOCHS, HIDDEN_DIM = 80, 256
 FIGURES.mkdir(exist_ok=True)
 
 # %% [markdown]
@@ -58,6 +58,7 @@ pred = hf.predict_expression(
     n_layers=4,
     n_neighbors=8,
     n_sample_steps=5,
+    hidden_dim=HIDDEN_DIM,
 )
 print("shape       :", pred.shape)
 print("first 5 vars:", list(pred.var_names[:5]))
@@ -146,6 +147,7 @@ pred_s2 = hf.predict_expression(
     n_epochs=N_EPOCHS,
     n_layers=4,
     n_sample_steps=5,
+    hidden_dim=HIDDEN_DIM,
 )
 draw(pred_s2, "C3-predicted", 24)
 draw(measured(adata_s2), "C3-measured", 96)

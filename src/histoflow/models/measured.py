@@ -18,10 +18,14 @@ Floats = NDArray[np.floating[Any]]
 
 _NODE = 8
 """Distance, in super-pixels, of the nodes on which the ratio is known; it is interpolated between them."""
-_LENGTHS = (1.0, 2.0, 4.0, 8.0)
+_LENGTHS = (1.0, 2.0, 4.0)
 """Ranges tried, in distances between spots."""
-_NOISES = np.logspace(-1, 2, 7)
-"""Variances of what one spot has to itself that are tried, in units of what neighbours share."""
+_NOISES = np.array([0.1, 0.3, 1.0])
+"""Variances of what one spot has to itself that are tried, in units of what neighbours share.
+
+No larger ones: a model that was trained on these very spots has taken in part of what they share, and leaving one out
+would then find nothing left of it.
+"""
 _LEVEL = 10.0
 """Variance of what all spots share, in the same units: next to free."""
 _MOST_SPOTS = 1000
@@ -39,7 +43,7 @@ class RatioField:
     weights
         Shape (n_spots, n_genes).
     length_um
-        Range of the kernel in µm; infinite where all that spots share is one level.
+        Range of the kernel in µm.
     noise
         Variance of what one spot has to itself, in units of what neighbours share.
     """
@@ -81,7 +85,7 @@ def fit_ratio(xy_um: NDArray[np.float64], difference: Floats, *, pitch_um: float
     spread = np.sqrt(np.square(difference).mean(axis=0, dtype=np.float64))
     scaled = difference / np.where(spread > 0, spread, 1.0)
     some = np.unique(np.linspace(0, len(xy_um) - 1, min(len(xy_um), _MOST_SPOTS)).astype(int))
-    lengths = [*(pitch_um * length for length in _LENGTHS), np.inf]
+    lengths = [pitch_um * length for length in _LENGTHS]
     errors = [_left_out(xy_um[some], scaled[some], length) for length in lengths]
     best = min(range(len(lengths)), key=lambda i: errors[i].min())
     noise = float(_NOISES[errors[best].argmin()])
@@ -91,8 +95,6 @@ def fit_ratio(xy_um: NDArray[np.float64], difference: Floats, *, pitch_um: float
 
 
 def _kernel(one: NDArray[np.float64], other: NDArray[np.float64], length_um: float) -> NDArray[np.float64]:
-    if np.isinf(length_um):
-        return np.full((len(one), len(other)), _LEVEL)
     distance = np.sqrt(3) * cdist(one, other) / length_um
     kernel: NDArray[np.float64] = (1 + distance) * np.exp(-distance) + _LEVEL
     return kernel

@@ -318,7 +318,7 @@ class DenseEmbedder:
                 "mpp": [known["mpp_x"], known["mpp_y"]],
                 "encoder": self.facts(),
                 "device": self.device.partition(":")[0],
-                "versions": {name: version(name) for name in ("torch", "pillow", "wsidata")},
+                "versions": {name: version(name) for name in ("torch", "pillow", "wsidata", "lazyslide")},
             }
         )
 

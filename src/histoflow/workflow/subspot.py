@@ -374,7 +374,7 @@ class _Drawing:
         job, model = self.job, self.job.model
         known: Mapping[str, Any] = slide_facts(job.wsi) if job.section is None else facts(job.section)
         kept = ("section", "slide", "slide_id", "slide_size_px", "mpp_x", "mpp_y", "mpp_source")
-        return {key: known[key] for key in kept if key in known} | {
+        return {key: _plain(known[key]) for key in kept if key in known} | {
             "kind": "superpixels",
             "method": model.name,
             "scale": _SCALES[model.normalize],
@@ -414,6 +414,11 @@ class _Drawing:
         drawn = np.zeros((len(counts), *mask.shape, len(genes)), dtype=np.float32)
         drawn[:, rows, columns] = counts[..., genes] / self.n_superpixels
         return np.stack([np.moveaxis(_summed(np.moveaxis(part, -1, 0), self.step), 0, -1) for part in drawn])
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON holds it; files give numpy's own types back."""
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 def _measurement(job: Job, section: AnnData, dense: DenseMap, cells: NDArray[np.intp]) -> Measurement:
