@@ -181,3 +181,26 @@ def test_small_calls_are_run_one_after_the_other():
     with threadpool_limits(2, user_api="blas"), side_by_side(worth_it=False) as run:
         assert run is map
         assert max(n_blas_threads()) == 2
+
+
+def test_axes_on_which_no_training_spot_lies_have_no_say():
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(180, 900)).astype(np.float32)
+    y = (x[:, :5] @ rng.normal(size=(5, 8)) + rng.normal(size=(180, 8))).astype(np.float32)
+    wide = x.astype(np.float64)
+    rows, alphas = np.arange(180), np.array([1e-6, 1e-4, 1e-2, 1.0])
+    folds = [(rows[rows % 3 != k], rows[rows % 3 == k]) for k in range(3)]
+    with side_by_side(worth_it=False) as run:
+        scores = RidgeFolds(RidgePath(x, y), folds, run).scores(alphas)
+    expected = [
+        np.mean(
+            [
+                r2_score(
+                    y[test], make_pipeline(StandardScaler(), Ridge(a)).fit(wide[train], y[train]).predict(wide[test])
+                )
+                for train, test in folds
+            ]
+        )
+        for a in alphas
+    ]
+    np.testing.assert_allclose(scores, expected, atol=1e-3)

@@ -74,7 +74,7 @@ class _Fold:
     mean
         Of the turned training features, shape (n_axes,).
     values
-        λ, shape (n_own_axes,), float64.
+        λ, shape (n_own_axes,), float64; infinite along an axis on which the training part does not lie.
     turn
         From the path's axes to the fold's own, shape (n_own_axes, n_axes).
     seen
@@ -99,7 +99,7 @@ class _Fold:
             gram = path.gram - path.products(self.left_out) - len(train) * np.outer(shift, shift)
             gram *= np.outer(ratio, ratio)
         values, own = np.linalg.eigh(gram)
-        self.values: Doubles = np.maximum(values, 0.0)
+        self.values: Doubles = _without_empty(values, len(train) - 1)
         self.turn: Floats = (own.T @ spread.T).astype(path.dtype, copy=False)
         self.seen: Floats = self.centred_test(path) @ self.turn.T
 
@@ -110,6 +110,16 @@ class _Fold:
     def shrunk(self, alpha: float | Doubles) -> Floats:
         """D, (n_own_axes, 1); or of one strength for each target, (n_own_axes, n_which)."""
         return (1 / (self.values[:, None] + alpha)).astype(self.seen.dtype, copy=False)
+
+
+def _without_empty(values: Doubles, rank: int) -> Doubles:
+    """Eigenvalues, ascending, infinite where the training part has no extent: a ridge has no coefficient there.
+
+    What rounding leaves of one would be divided by the strength alone, and held-out spots do lie along these axes.
+    """
+    empty = values <= values[-1] * len(values) * np.finfo(np.float64).eps
+    empty[: max(0, len(values) - rank)] = True
+    return np.where(empty, np.inf, values)
 
 
 class RidgeFolds:
