@@ -104,7 +104,7 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
     if name not in _KINDS:
         raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
     made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
-    chooses = made.encoder is not None and made.recipe is None and name != ColorBaseline.name
+    chooses = made.encoder is not None and made.embedding_recipe is None and name != ColorBaseline.name
     return made.clone(encoder=encoder) if chooses else made
 
 

@@ -57,7 +57,7 @@ class Estimator(ABC):
     """What the estimator is called in options, tables and saved models."""
     learns: ClassVar[bool] = True
     """Whether `fit` needs training sections; a pretrained estimator takes any, or none."""
-    recipe: ClassVar[Mapping[str, Any] | None] = None
+    embedding_recipe: ClassVar[Mapping[str, Any] | None] = None
     """How its embeddings have to be made; None: the way of the training sections."""
     local_options: ClassVar[tuple[str, ...]] = ()
     """Options that name files of this machine: a saved model holds their content instead."""

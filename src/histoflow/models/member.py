@@ -65,7 +65,8 @@ class Crop(NamedTuple):
 class Projection:
     """Principal components of the embeddings, together scaled to a mean variance of one over the training spots.
 
-    One scale for all of them: strong components stay strong. Scaled one by one, weak ones bring noise into the network.
+    One scale for all of them: strong components stay strong. Scaled one by one, weak ones bring noise into the network;
+    halfway between is better for similarity, see `anchor`.
 
     Attributes
     ----------
@@ -80,8 +81,11 @@ class Projection:
     components: Floats
 
     @classmethod
-    def fit(cls, x: Floats, n_components: int) -> Projection:
-        """Find at most `n_components` of features (n_spots, n_features), by singular value decomposition."""
+    def fit(cls, x: Floats, n_components: int, *, whitening: float = 0.0) -> Projection:
+        """Find at most `n_components` of features (n_spots, n_features), by singular value decomposition.
+
+        Each is divided by the power `whitening` of its spread: 0 keeps their proportions, 1 makes them equal.
+        """
         x64 = x.astype(np.float64)
         spread = x64.std(axis=0)
         mean, scale = x64.mean(axis=0), np.where(spread > 0, spread, 1.0)
@@ -89,8 +93,10 @@ class Projection:
         n_kept = max(1, int((values[:n_components] > values[0] * 1e-6).sum()))
         # Signs of singular vectors are arbitrary: the largest entry is made positive.
         rows = rows[:n_kept] * np.sign(rows[np.arange(n_kept), np.abs(rows[:n_kept]).argmax(axis=1)])[:, None]
-        deviation = np.sqrt(np.square(values[:n_kept]).mean() / len(x)) or 1.0
-        return cls(mean.astype(np.float32), scale.astype(np.float32), (rows.T / deviation).astype(np.float32))
+        spreads = values[:n_kept] / np.sqrt(len(x)) if values[0] > 0 else np.ones(n_kept)
+        power = spreads**-whitening
+        power /= np.sqrt(np.square(spreads * power).mean())
+        return cls(mean.astype(np.float32), scale.astype(np.float32), (rows.T * power).astype(np.float32))
 
     def __call__(self, x: Floats) -> Tensor:
         """Map embeddings (n_spots, n_features) to (n_spots, n_components)."""

@@ -12,15 +12,23 @@ from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
 from histoflow.flow import EulerSampler, prior_from_name
+from histoflow.models.anchor import WHITENING as ANCHOR_WHITENING
+from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
 from histoflow.models.base import Arrays, Estimator
+from histoflow.models.departure import Departure
 from histoflow.models.inner import InnerFolds, inner_folds
 from histoflow.models.member import Crop, Member, Network, Projection, start_noise
+from histoflow.models.recipes import recipe_from_name
+from histoflow.models.ridge import stacked
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.training import History, Training, seeded, train
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
+_SHARES = np.linspace(0.0, 1.0, 11)
+"""Shares of the flow in a prediction that are tried."""
 _NETWORK, _PROJECTION, _MEAN = "network/", "projection/", "mean"
+_ANCHOR, _DEPARTURE, _SHARE = "anchor/", "departure/", "share"
 
 
 @final
@@ -34,14 +42,22 @@ class STFlow(Estimator):
     The number of epochs is the median of what inner folds of the training data ask for (see `inner_folds`); then
     networks are trained anew on all of it for as long, from different seeds, and take turns at drawing.
 
+    The recipe ``"paper"`` is the published model and no more. The default one learns the patterns that genes share
+    instead of every gene's counting noise, looks at components of the embeddings that are made less unequal, and
+    moves the flow towards what a closed form says of each spot's own image (`models.anchor`), by a share that the
+    inner folds choose. Its draws depart from the prediction as the inner folds' measured spots did: as fields over the
+    tissue, and together in genes that go together (`models.departure`).
+
     Parameters
     ----------
+    recipe
+        ``"default"`` or ``"paper"``, see above and `models.recipes`.
     encoder, normalize, seed
         As in `Estimator`.
     network
-        Sizes, as `Network` or a mapping of its fields.
+        Sizes, as `Network` or a mapping of its fields; None for the recipe's.
     training
-        Steps and end, as `Training` or a mapping of its fields.
+        Steps and end, as `Training` or a mapping of its fields; None for the recipe's.
     prior
         Where the flow starts: ``"zinb"``, ``"gaussian"`` or ``"zero"``.
     n_sample_steps
@@ -59,6 +75,7 @@ class STFlow(Estimator):
 
     def __init__(
         self,
+        recipe: str = "default",
         *,
         encoder: str = "scatter",
         normalize: str = "library",
@@ -70,13 +87,18 @@ class STFlow(Estimator):
         seed: int = 0,
     ) -> None:
         super().__init__(encoder=encoder, normalize=normalize, seed=seed)
-        self.network = network or Network()
-        self.training = training or Training()
+        self.recipe = recipe
+        self._recipe = recipe_from_name(recipe)
+        self.network = network or self._recipe.network
+        self.training = training or self._recipe.training
         self.prior = prior_from_name(prior).name
         self.n_sample_steps = n_sample_steps
         self.device = device
         self._sampler = EulerSampler(n_sample_steps)
         self._members: list[Member] = []
+        self._anchor: Anchor | None = None
+        self._departure: Departure | None = None
+        self._share = 1.0
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -96,25 +118,56 @@ class STFlow(Estimator):
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         inner = inner_folds([part.spots for part in measured])
-        searches = self._search(measured, inner)
-        n_epochs = round(float(np.median([h.best_epoch for h in searches]))) if searches else self.training.max_epochs
+        learned = self._learned(measured)
+        searches = self._search(learned, inner)
+        found = [history for _, history in searches]
+        n_epochs = round(float(np.median([h.best_epoch for h in found]))) if found else self.training.max_epochs
         options = replace(self.training, max_epochs=n_epochs)
         # Members of neighbouring seeds share none of their networks.
         seeds = [self.seed * options.n_members + number for number in range(options.n_members)]
-        trained = [self._train(measured, options, seed, None) for seed in seeds]
+        trained = [self._train(learned, options, seed, None) for seed in seeds]
         self._members = [member for member, _ in trained]
-        history = {
-            "search": [asdict(found) for found in searches],
-            "final": [asdict(found) for _, found in trained],
-        }
-        return {"inner_folds": inner.how, "n_epochs": n_epochs, "history": history}
+        history = {"search": [asdict(one) for one in found], "final": [asdict(one) for _, one in trained]}
+        told = {"inner_folds": inner.how, "n_epochs": n_epochs, "history": history}
+        return told | (self._fit_anchor(measured, learned, inner, searches) if self._recipe.anchored else {})
 
-    def _search(self, measured: list[Measured], inner: InnerFolds) -> list[History]:
-        """Train on all but one inner fold, and see after how many epochs that fold is predicted best."""
+    def _learned(self, measured: list[Measured]) -> list[Measured]:
+        """The training spots with what is learned of their expression."""
+        if self._recipe.n_factors is None:
+            return measured
+        told = low_rank(np.concatenate([part.log1p for part in measured]), self._recipe.n_factors)
+        parts = np.split(told, np.cumsum([len(part.log1p) for part in measured])[:-1])
+        return [replace(part, log1p=log1p) for part, log1p in zip(measured, parts, strict=True)]
+
+    def _fit_anchor(
+        self,
+        measured: list[Measured],
+        learned: list[Measured],
+        inner: InnerFolds,
+        searches: list[tuple[Floats, History]],
+    ) -> dict[str, Any]:
+        """Fit what the flow is moved towards, how far, and how measured spots depart from that."""
+        embedding, log1p = stacked(learned)
+        _, raw = stacked(measured)
+        projection = Projection.fit(embedding, self.network.n_components, whitening=ANCHOR_WHITENING)
+        self._anchor, told = fit_anchor(embedding, log1p, inner, projection, seed=self.seed)
+        expected = held_out(self._anchor, embedding, log1p, inner, told["alpha"])
+        self._share, by_share = _best_share(raw, expected, [flow for flow, _ in searches], inner)
+        for (_, test), (flow, _) in zip(inner.folds, searches, strict=False):
+            expected[test] += np.float32(self._share) * (flow - expected[test])
+        spots = [part.spots for part in measured]
+        if inner.folds:
+            residuals = np.split(raw - expected, np.cumsum([len(own) for own in spots])[:-1])
+            self._departure = Departure.fit(residuals, spots, self.pitch_um_)
+        return {"anchor": told, "flow_share": self._share, "error_by_share": by_share}
+
+    def _search(self, measured: list[Measured], inner: InnerFolds) -> list[tuple[Floats, History]]:
+        """Train on all but one inner fold, and see after how many epochs that fold is predicted best, and how."""
         found = []
         for rows in inner.folds[: self.training.n_searches]:
-            train_part, held_out = (_rows(measured, set(side.tolist())) for side in rows)
-            found.append(self._train(train_part, self.training, self.seed, held_out)[1])
+            train_part, held_out_part = (_rows(measured, set(side.tolist())) for side in rows)
+            member, history = self._train(train_part, self.training, self.seed, held_out_part)
+            found.append((np.concatenate([self._expect(member, part) for part in held_out_part]), history))
         return found
 
     def _train(
@@ -158,11 +211,14 @@ class STFlow(Estimator):
 
     def _error(self, member: Member, held_out: list[Measured]) -> float:
         """Mean squared error of a prediction of spots that are in no batch."""
-        squared = []
-        for part in held_out:
-            noise = start_noise(member.prior, part.spots, (_HELD_OUT_DRAWS, len(member.mean)), self.seed)
-            squared.append((member.carry(noise, part.spots).mean(axis=0) - part.log1p).ravel() ** 2)
+        squared = [(self._expect(member, part) - part.log1p).ravel() ** 2 for part in held_out]
         return float(np.concatenate(squared).mean(dtype=np.float64))
+
+    def _expect(self, member: Member, part: Measured) -> Floats:
+        """Mean of a few draws of one network, (n_spots, n_genes), log1p."""
+        noise = start_noise(member.prior, part.spots, (_HELD_OUT_DRAWS, len(member.mean)), self.seed)
+        expected: Floats = member.carry(noise, part.spots).mean(axis=0)
+        return expected
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         """Draw a section; members take turns."""
@@ -172,6 +228,10 @@ class STFlow(Estimator):
         draws = np.empty((n_draws, len(spots), len(members[0].mean)), np.float32)
         for number, member in enumerate(members[:n_draws]):
             draws[number :: len(members)] = member.carry(noise[number :: len(members)], spots)
+        if self._anchor is not None:
+            draws += np.float32(1 - self._share) * (self._anchor.predict(spots.embedding) - draws)
+        if self._departure is not None:
+            draws += self._departure.draw(spots, n_draws, self.pitch_um_, self.seed)
         return draws
 
     def _trained(self) -> list[Member]:
@@ -190,7 +250,13 @@ class STFlow(Estimator):
             for key, value in member.denoiser.state_dict().items()
         }
         projection = {_PROJECTION + key: value for key, value in vars(members[0].projection).items()}
-        return weights | projection | {_MEAN: members[0].mean.cpu().numpy()}
+        return weights | projection | {_MEAN: members[0].mean.cpu().numpy()} | self._anchored_state()
+
+    def _anchored_state(self) -> Arrays:
+        anchor = {} if self._anchor is None else self._anchor.arrays()
+        departure = {} if self._departure is None else self._departure.arrays()
+        named = {_ANCHOR + key: value for key, value in anchor.items()}
+        return named | {_DEPARTURE + key: value for key, value in departure.items()} | {_SHARE: np.array([self._share])}
 
     def _restore(self, arrays: Arrays) -> None:
         projection = Projection(**_under(_PROJECTION, arrays))
@@ -201,6 +267,10 @@ class STFlow(Estimator):
             member.denoiser.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
             member.denoiser.eval()
             self._members.append(member)
+        anchor, departure = (_under(prefix, arrays) for prefix in (_ANCHOR, _DEPARTURE))
+        self._anchor = Anchor.of(anchor) if anchor else None
+        self._departure = Departure.of(departure) if departure else None
+        self._share = float(arrays[_SHARE][0])
 
 
 def _under(prefix: str, arrays: Arrays) -> Arrays:
@@ -219,6 +289,20 @@ def _rows(measured: list[Measured], rows: set[int]) -> list[Measured]:
             arrays = {key: getattr(spots, key)[own] for key in ("ids", "xy_um", "tissue", "embedding")}
             parts.append(Measured(replace(spots, **arrays), part.log1p[own], part.totals[own]))
     return parts
+
+
+def _best_share(
+    measured: Floats, anchored: Floats, flows: list[Floats], inner: InnerFolds
+) -> tuple[float, dict[str, float]]:
+    """The share of the flow with the lowest squared error on the folds that were searched; half without any."""
+    errors = np.zeros(len(_SHARES))
+    for (_, test), flow in zip(inner.folds, flows, strict=False):
+        blends = (anchored[test] + share * (flow - anchored[test]) for share in _SHARES)
+        errors += [float(np.square(blend - measured[test]).mean(dtype=np.float64)) for blend in blends]
+    if not flows:
+        return 0.5, {}
+    by_share = {f"{share:.1f}": error / len(flows) for share, error in zip(_SHARES, errors.tolist(), strict=True)}
+    return float(_SHARES[errors.argmin()]), by_share
 
 
 def _batches(sections: list[Crop], options: Training, generator: torch.Generator) -> list[list[Crop]]:

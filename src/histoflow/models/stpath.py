@@ -109,7 +109,7 @@ class STPathZeroShot(Estimator):
 
     name: ClassVar[str] = "stpath"
     learns: ClassVar[bool] = False
-    recipe: ClassVar[Mapping[str, Any] | None] = {
+    embedding_recipe: ClassVar[Mapping[str, Any] | None] = {
         "patch_um": [PATCH_UM],
         "context_um": [],
         "grid_um": PATCH_UM,
@@ -277,7 +277,7 @@ class STPathZeroShot(Estimator):
     def _embedding(self, sections: Sequence[AnnData]) -> dict[str, Any] | None:
         for section in sections:
             self._spots(section)
-        return {"name": str(self.encoder), "n_features": N_FEATURES, **(self.recipe or {})}
+        return {"name": str(self.encoder), "n_features": N_FEATURES, **(self.embedding_recipe or {})}
 
     def _spots(self, section: AnnData) -> Spots:
         spots = spots_of(section, self.encoder)

@@ -182,7 +182,9 @@ def embed_for(
     MissingSlotError
         If a section came as patch features, and an estimator looks through something else.
     """
-    pretrained_first = sorted((one for one in _each(estimators) if one.slot), key=lambda one: one.recipe is None)
+    pretrained_first = sorted(
+        (one for one in _each(estimators) if one.slot), key=lambda one: one.embedding_recipe is None
+    )
     looking = {str(one.slot): one for one in pretrained_first}
     makes: dict[str, Embedder | DenseEmbedder] = {}
     for section in sections:
@@ -198,7 +200,7 @@ def embed_for(
                 )
             if slot not in makes:
                 by = encoder if encoder is not None and at_hand else str(one.encoder)
-                makes[slot] = embedder(by, dense=one.dense, made=one.recipe)
+                makes[slot] = embedder(by, dense=one.dense, made=one.embedding_recipe)
             makes[slot].section(section, io.open_section_slide(section))
 
 

@@ -1,0 +1,190 @@
+"""The anchor: what an image alone says of a spot, in closed form, by a ridge on similarities to the training spots."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
+
+from histoflow.models.inner import InnerFolds
+from histoflow.models.linear import LinearHead, RidgePath
+from histoflow.models.member import Projection
+from histoflow.models.ridge_folds import fit_grouped_ridge
+from histoflow.models.spots import Floats
+
+ALPHAS = np.logspace(-2, 3, 16)
+"""Strengths tried: the variance of the noise in units of that of the signal."""
+WHITENING = 0.5
+"""How far principal components are made equal, see `Projection.fit`: strong ones lead, weak ones are heard."""
+_MOST_LANDMARKS = 2048
+_REACH = 4.0
+"""Distance, in root mean squares of one coordinate's difference, at which similarity has fallen to 1 / e."""
+_LEAST_VALUE = 1e-9
+_HEAD, _PROJECTION, _LANDMARKS, _ROOT = "head/", "projection/", "landmarks", "root"
+
+
+def low_rank(log1p: Floats, n_factors: int) -> Floats:
+    """Expression as far as few patterns, shared by the genes, tell it: counting noise is in no pattern.
+
+    Parameters
+    ----------
+    log1p
+        Expression of the training spots, shape (n_spots, n_genes), log1p on any one scale.
+    n_factors
+        Patterns kept: the strongest principal components over genes. As many as there are genes change nothing.
+
+    Returns
+    -------
+    Shape (n_spots, n_genes), float32.
+    """
+    mean = log1p.mean(axis=0, dtype=np.float64)
+    _, _, patterns = np.linalg.svd(log1p - mean, full_matrices=False)
+    kept = patterns[:n_factors]
+    told: Floats = (mean + (log1p - mean) @ kept.T @ kept).astype(np.float32)
+    return told
+
+
+@dataclass(frozen=True)
+class Similarity:
+    """Coordinates in which a dot product is the similarity of two spots, ``exp(-distance / reach)``.
+
+    With many training spots, similarity to a part of them stands for similarity to all (Williams & Seeger, Using the
+    Nyström method to speed up kernel machines, NeurIPS 2001).
+
+    Attributes
+    ----------
+    landmarks
+        Training spots on their principal components, shape (n_landmarks, n_components).
+    root
+        From similarities to the landmarks to coordinates, shape (n_landmarks, n_coordinates).
+    """
+
+    landmarks: Floats
+    root: Floats
+
+    @classmethod
+    def fit(cls, components: Floats, seed: int) -> Similarity:
+        """Choose the landmarks among training spots (n_spots, n_components): all, or so many at random."""
+        chosen = np.arange(len(components))
+        if len(chosen) > _MOST_LANDMARKS:
+            chosen = np.sort(np.random.default_rng(seed).choice(chosen, _MOST_LANDMARKS, replace=False))
+        landmarks = components[chosen]
+        values, axes = np.linalg.eigh(_similarity(landmarks, landmarks))
+        kept = values > _LEAST_VALUE * values[-1]
+        return cls(landmarks, (axes[:, kept] / np.sqrt(values[kept])).astype(np.float32))
+
+    def __call__(self, components: Floats) -> Floats:
+        """Map spots (n_spots, n_components) to (n_spots, n_coordinates), float32."""
+        coordinates: Floats = _similarity(components, self.landmarks).astype(np.float32) @ self.root
+        return coordinates
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Expression of a spot from its own embedding.
+
+    Attributes
+    ----------
+    projection
+        Of the embeddings, onto principal components.
+    similarity
+        To the training spots.
+    head
+        From similarity to log1p expression.
+    """
+
+    projection: Projection
+    similarity: Similarity
+    head: LinearHead
+
+    def predict(self, embedding: Floats) -> Floats:
+        """Map embeddings (n_spots, n_features) to log1p expression, (n_spots, n_genes), float32."""
+        predicted: Floats = self.head.predict(self.coordinates(embedding)).astype(np.float32)
+        return predicted
+
+    def coordinates(self, embedding: Floats) -> Floats:
+        """Embeddings (n_spots, n_features) in coordinates of similarity."""
+        return self.similarity(self.projection(embedding).numpy())
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The numbers, by name, for a file."""
+        return {
+            **{_PROJECTION + key: value for key, value in vars(self.projection).items()},
+            **{_HEAD + key: value for key, value in self.head.arrays().items()},
+            _LANDMARKS: self.similarity.landmarks,
+            _ROOT: self.similarity.root,
+        }
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Anchor:
+        """Make an anchor of what `arrays` returned."""
+        parts = [
+            {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+            for prefix in (_PROJECTION, _HEAD)
+        ]
+        return cls(Projection(**parts[0]), Similarity(arrays[_LANDMARKS], arrays[_ROOT]), LinearHead.of(parts[1]))
+
+
+def fit_anchor(
+    embedding: Floats, log1p: Floats, inner: InnerFolds, projection: Projection, *, seed: int
+) -> tuple[Anchor, dict[str, Any]]:
+    """Fit the anchor, its ridge as strong as the inner folds ask for (kernel ridge regression; Laplacian kernel).
+
+    Parameters
+    ----------
+    embedding
+        Shape (n_spots, n_features).
+    log1p
+        Expression to learn, shape (n_spots, n_genes), log1p.
+    inner
+        Folds of these rows.
+    projection
+        Of the embeddings.
+    seed
+        Which spots are landmarks, where there are too many.
+
+    Returns
+    -------
+    The anchor, and what was chosen, as JSON holds it.
+    """
+    components = projection(embedding).numpy()
+    similarity = Similarity.fit(components, seed)
+    coordinates = similarity(components)
+    head, report = fit_grouped_ridge(coordinates, log1p, inner, alphas=ALPHAS, standardise=False)
+    return Anchor(projection, similarity, head), report
+
+
+def held_out(anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds, alpha: float) -> Floats:
+    """Predictions of the training spots by anchors of the same strength that have not learned from them.
+
+    Parameters
+    ----------
+    anchor
+        Gives projection and landmarks.
+    embedding, log1p
+        As in `fit_anchor`.
+    inner
+        Folds of these rows.
+    alpha
+        Strength of the ridge.
+
+    Returns
+    -------
+    Shape (n_spots, n_genes), log1p, float32; NaN for spots that no fold holds out.
+    """
+    coordinates = anchor.coordinates(embedding)
+    found = np.full(log1p.shape, np.nan, np.float32)
+    for train, test in inner.folds:
+        head = RidgePath(coordinates[train], log1p[train], standardise=False).head(alpha)
+        found[test] = head.predict(coordinates[test])
+    return found
+
+
+def _similarity(first: Floats, second: Floats) -> NDArray[np.float64]:
+    """Laplacian kernel of spots (n_first, n_components) and (n_second, n_components), whose mean square is 1."""
+    similarity: NDArray[np.float64] = np.exp(cdist(first, second) / (-_REACH * np.sqrt(first.shape[1] / 2)))
+    return similarity
