@@ -372,7 +372,7 @@ def fit_grouped_ridge(
     words, and with a `smoother` smooth_weight and the score by weight.
     """
     with side_by_side(worth_it=min(x.shape) > _MANY_AXES) as run:
-        path = RidgePath(x, y, standardise=standardise)
+        path = RidgePath(x, y, standardise=standardise, run=run)
         report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
         if smoother is not None:
             report["smooth_weight"] = 0.0
