@@ -3,7 +3,7 @@
 In the toy cohort the rate of every gene at every 8 µm is known. A model of 50 genes learns from the spots of the three
 reference sections and resolves the held-out one, from its slide alone and with its counts. Prints Pearson r between
 what is drawn and the true share of the rate, over the super-pixels on tissue, as the mean over the genes of the panel
-that anything drives, and of the panel as a whole. OUT gets the cohort, the model and the figures.
+that anything drives, and of the panel as a whole. OUT gets the cohort and the figures.
 """
 
 import json
