@@ -93,9 +93,10 @@ def istar(model: models.SubspotRegressor, part: Pooled, log1p: np.ndarray) -> tu
     n_spots, n_superpixels = part.cells.shape
     bags = np.asarray(part.single.obsm[SLOT], dtype=np.float32).reshape(n_spots * n_superpixels, -1)
     counts = model.superpixels(bags).mean(axis=0).reshape(n_spots, n_superpixels, -1)
-    pooled = [x[part.members].reshape(len(part.members), -1, *x.shape[2:]) for x in (part.cells, counts)]
+    features = bags.reshape(n_spots, n_superpixels, -1)
+    pooled = [x[part.members].reshape(len(part.members), -1, *x.shape[2:]) for x in (part.cells, features, counts)]
     fitted = fit_measurement(part.lattice, *pooled, log1p, pitch_um=float(facts(part.pooled)["pitch_um"]))
-    adjusted = fitted.adjust(counts.reshape(-1, counts.shape[-1]), part.cells.ravel()).reshape(counts.shape)
+    adjusted = fitted.adjust(counts.reshape(-1, counts.shape[-1]), part.cells.ravel(), bags).reshape(counts.shape)
     return np.log1p(counts.mean(axis=1)), np.log1p(adjusted.mean(axis=1))
 
 

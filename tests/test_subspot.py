@@ -219,3 +219,9 @@ def test_the_command_on_a_slide_and_its_refusals(manifest, cohort, model, tmp_pa
         assert (done.code, text in done.err) == (2, True), done.err
     assert not (tmp_path / "d.zarr").exists()
     assert Lattice.of(io.open_wsi(slide)).shape[0] > 50
+
+
+def test_a_model_without_superpixels_is_refused(cohort, tmp_path):
+    wsi = io.open_section_slide(cohort.select(sections=["P2_B"])[0])
+    with pytest.raises(OptionError, match="model is hest_fm, which knows no super-pixels; fit istar"):
+        workflow.resolve(models.RidgeProbe(), wsi, tmp_path / "cells.zarr")

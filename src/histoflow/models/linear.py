@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histoflow.models.side_by_side import Run
+
 Floats = NDArray[np.floating[Any]]
 Doubles = NDArray[np.float64]
 
 _ROUNDING = 8
 """A column is constant if it spreads by no more units in the last place of its mean."""
-_BLOCK = 1 << 12
+_BLOCK = 1 << 10
 """Spots standardised at a time, so that no second copy of all features is needed."""
 _FEWEST, _MOST, _ELEMENTS = 1 << 8, 1 << 11, 1 << 25
 """Targets multiplied at a time, at least and at most, and numbers of them."""
@@ -85,6 +87,8 @@ class RidgePath:
     standardise
         Whether features are brought to one spread; False where they have a scale that means something, and are
         centred alone.
+    run
+        What runs calls on independent blocks of spots: `map`, or what `side_by_side` gives.
 
     Attributes
     ----------
@@ -101,7 +105,7 @@ class RidgePath:
         Standardised features along them, shape (n_spots, n_axes).
     """
 
-    def __init__(self, x: Floats, y: Floats, *, standardise: bool = True) -> None:
+    def __init__(self, x: Floats, y: Floats, *, standardise: bool = True, run: Run = map) -> None:
         self._x, self._y, self._standardise = x, y, standardise
         self.mean, self.scale = self.moments(slice(None))
         self.intercept: Doubles = y.mean(axis=0, dtype=np.float64)
@@ -113,12 +117,11 @@ class RidgePath:
             values, axes = np.linalg.eigh(inside.T @ inside)
             self.axes: Doubles = basis @ axes
         else:
-            self.gram = self.products(np.arange(len(x)))
+            self.gram = self.products(np.arange(len(x)), run)
             values, self.axes = np.linalg.eigh(self.gram)
         self.values: Doubles = np.maximum(values, 0.0)
-        self.turned: Floats = np.concatenate([self.standard(rows) @ self.axes for rows in blocks(len(x))]).astype(
-            self.dtype, copy=False
-        )
+        turned = run(lambda rows: (self.standard(rows) @ self.axes).astype(self.dtype), blocks(len(x)))
+        self.turned: Floats = np.concatenate(list(turned))
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -134,12 +137,16 @@ class RidgePath:
         """Standardised features of some rows, float64."""
         return standardised(self._x[rows], self.mean, self.scale)
 
-    def products(self, rows: NDArray[np.intp]) -> Doubles:
+    def products(self, rows: NDArray[np.intp], run: Run = map) -> Doubles:
         """Products of the standardised features over some rows, shape (n_features, n_features)."""
-        total = np.zeros((self._x.shape[1],) * 2)
-        for part in blocks(len(rows)):
+
+        def of_block(part: slice) -> Doubles:
             standard = self.standard(rows[part])
-            total += standard.T @ standard
+            return standard.T @ standard
+
+        total = np.zeros((self._x.shape[1],) * 2)
+        for products in run(of_block, blocks(len(rows))):
+            total += products
         return total
 
     def moments(self, rows: Any) -> tuple[Doubles, Doubles]:

@@ -15,10 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
+from itertools import islice
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import get_blas_funcs
 
 from histoflow.models.inner import InnerFolds
 from histoflow.models.linear import Doubles, Floats, LinearHead, RidgePath, chunks, is_constant
@@ -65,7 +68,7 @@ class _Part:
 
 
 class _Fold:
-    """One inner fold of a `RidgePath`, its training part standardised anew and turned onto its own principal axes.
+    """One inner fold of a `RidgePath`.
 
     Attributes
     ----------
@@ -73,6 +76,32 @@ class _Fold:
         Rows; `left_out` are those that are not in `train`.
     mean
         Of the turned training features, shape (n_axes,).
+    without
+        Turned features of `left_out`, shape (n_left_out, n_axes).
+    """
+
+    def __init__(self, path: RidgePath, train: _Rows, test: _Rows) -> None:
+        self.train, self.test, self._path = train, test, path
+        left_out = np.setdiff1d(np.arange(len(path.turned)), train)
+        self.left_out = test if len(left_out) == len(test) else left_out
+        self.without: Floats = path.turned[self.left_out]
+        self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
+
+    @cached_property
+    def own(self) -> _OwnAxes:
+        """Its own axes: most of a fold's work, which no product with targets has to wait for."""
+        return _OwnAxes(self, self._path)
+
+    def centred_test(self) -> Floats:
+        """Held-out features on the path's axes, less the training mean, shape (n_held_out, n_axes)."""
+        return (self._path.turned[self.test] - self.mean).astype(self._path.dtype, copy=False)
+
+
+class _OwnAxes:
+    """A fold's training part standardised anew and turned onto its own principal axes.
+
+    Attributes
+    ----------
     values
         λ, shape (n_own_axes,), float64; infinite along an axis on which the training part does not lie.
     turn
@@ -81,31 +110,23 @@ class _Fold:
         F: held-out features on the fold's own axes, shape (n_held_out, n_own_axes).
     """
 
-    def __init__(self, path: RidgePath, train: _Rows, test: _Rows) -> None:
-        self.train, self.test = train, test
-        left_out = np.setdiff1d(np.arange(len(path.turned)), train)
-        self.left_out = test if len(left_out) == len(test) else left_out
-        mean, scale = path.moments(train)
+    def __init__(self, fold: _Fold, path: RidgePath) -> None:
+        mean, scale = path.moments(fold.train)
         # From the path's axes to features standardised on the training part: z A → z A @ spread.
         spread: Doubles = path.axes.T * (path.scale / scale)
-        self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
         if path.gram is None:
             # The same distances in as few dimensions as there are axes.
             spread = np.asarray(np.linalg.cholesky(spread @ spread.T), dtype=np.float64)
-            centred = path.turned[train] - self.mean
+            centred = path.turned[fold.train] - fold.mean
             gram: Doubles = spread.T @ (centred.T @ centred) @ spread
         else:
             ratio, shift = path.scale / scale, (mean - path.mean) / path.scale
-            gram = path.gram - path.products(self.left_out) - len(train) * np.outer(shift, shift)
+            gram = path.gram - path.products(fold.left_out) - len(fold.train) * np.outer(shift, shift)
             gram *= np.outer(ratio, ratio)
         values, own = np.linalg.eigh(gram)
-        self.values: Doubles = _without_empty(values, len(train) - 1)
+        self.values: Doubles = _without_empty(values, len(fold.train) - 1)
         self.turn: Floats = (own.T @ spread.T).astype(path.dtype, copy=False)
-        self.seen: Floats = self.centred_test(path) @ self.turn.T
-
-    def centred_test(self, path: RidgePath) -> Floats:
-        """Held-out features on the path's axes, less the training mean, shape (n_held_out, n_axes)."""
-        return (path.turned[self.test] - self.mean).astype(path.dtype, copy=False)
+        self.seen: Floats = fold.centred_test() @ self.turn.T
 
     def shrunk(self, alpha: float | Doubles) -> Floats:
         """D, (n_own_axes, 1); or of one strength for each target, (n_own_axes, n_which)."""
@@ -142,7 +163,7 @@ class RidgeFolds:
 
     def __init__(self, path: RidgePath, folds: Sequence[tuple[_Rows, _Rows]], run: Run = map) -> None:
         self._path, self._run = path, run
-        self._folds: list[_Fold] = list(run(lambda rows: _Fold(path, *rows), folds))
+        self._folds = [_Fold(path, *rows) for rows in folds]
         left_out = np.concatenate([fold.left_out for fold in self._folds])
         self.along: Floats = np.zeros((path.turned.shape[1], path.n_targets), path.dtype)
         self._once_each = len(left_out) == len(path.turned) == len(np.unique(left_out))
@@ -152,8 +173,11 @@ class RidgeFolds:
 
         A target that is constant in a held-out part counts 0 there.
         """
-        sums = [_Sums(fold, self._path) for fold in self._folds]
-        for pieces in self._each(lambda part, number: sums[number].piece(part)):
+        sums = [_Sums(fold) for fold in self._folds]
+        products = self._tasks(lambda part, number: sums[number].piece(part))
+        # Own axes beside the products, so that no processor waits for the last fold.
+        done = iter(self._run(lambda task: task(), [*self._axes_tasks(), *products]))
+        for pieces in islice(done, len(sums), None):
             for total, piece in zip(sums, pieces, strict=True):
                 total.add(piece)
         per_fold = list(self._run(lambda total: total.explained(alphas), sums))
@@ -167,8 +191,9 @@ class RidgeFolds:
         """
 
         def score(part: _Part, number: int) -> Doubles:
-            along = part.fold.turn @ part.products
-            errors = (part.fold.seen @ (along * part.fold.shrunk(alpha)) - part.measured for alpha in alphas)
+            own = part.fold.own
+            along = own.turn @ part.products
+            errors = (own.seen @ (along * own.shrunk(alpha)) - part.measured for alpha in alphas)
             squares = np.stack([np.einsum("sg,sg->g", error, error, dtype=np.float64) for error in errors])
             explained: Doubles = (part.weight > 0) - part.weight * squares
             return explained
@@ -193,9 +218,10 @@ class RidgeFolds:
         tried = np.asarray(weights)
 
         def score(part: _Part, number: int) -> Doubles:
-            along = (part.fold.turn @ part.products) * part.fold.shrunk(strengths[part.which])
+            axes = part.fold.own
+            along = (axes.turn @ part.products) * axes.shrunk(strengths[part.which])
             shift = (part.mean + self._path.intercept[part.which]).astype(along.dtype)
-            own = np.maximum(part.fold.seen @ along + shift, 0)
+            own = np.maximum(axes.seen @ along + shift, 0)
             step = smoothers[number].mean(own) - own
             error = own - shift - part.measured
             squares, across, moved = (
@@ -209,24 +235,33 @@ class RidgeFolds:
 
     def _each(self, score: Callable[[_Part, int], Any]) -> Iterable[list[Any]]:
         """What `score` makes of every fold, some targets at a time, these beside each other; in their order."""
+        list(self._run(lambda task: task(), self._axes_tasks()))
+        return self._run(lambda task: task(), self._tasks(score))
+
+    def _axes_tasks(self) -> list[Callable[[], Any]]:
+        """What finds the own axes of every fold, where they are not known."""
+        return [lambda fold=fold: fold.own for fold in self._folds]  # type: ignore[misc]
+
+    def _tasks(self, score: Callable[[_Part, int], Any]) -> list[Callable[[], list[Any]]]:
+        """What scores every fold, a task for some targets."""
 
         def of_targets(which: slice) -> list[Any]:
             return [score(part, number) for number, part in enumerate(self._parts(which))]
 
-        return self._run(of_targets, chunks(self._path.n_targets, len(self._path.turned)))
+        return [partial(of_targets, which) for which in chunks(self._path.n_targets, len(self._path.turned))]
 
     def _parts(self, which: slice) -> Iterator[_Part]:
         """Every fold's products with some targets."""
         turned, targets = self._path.turned, self._path.targets(which)
         without = [targets[fold.left_out] for fold in self._folds]
-        products = [turned[fold.left_out].T @ part for fold, part in zip(self._folds, without, strict=True)]
+        products = [fold.without.T @ part for fold, part in zip(self._folds, without, strict=True)]
         total = sum(products[1:], products[0].copy()) if self._once_each else turned.T @ targets
         self.along[:, which] = total
         all_sum = targets.sum(axis=0, dtype=np.float64)
         for fold, part, missing in zip(self._folds, without, products, strict=True):
             mean = (all_sum - part.sum(axis=0, dtype=np.float64)) / len(fold.train)
             np.subtract(total, missing, out=missing)
-            missing -= np.outer(*(side.astype(missing.dtype) for side in (len(fold.train) * fold.mean, mean)))
+            _subtract_outer(missing, len(fold.train) * fold.mean, mean)
             held_out = part if fold.test is fold.left_out else targets[fold.test]
             yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
 
@@ -242,10 +277,10 @@ class _Piece(NamedTuple):
 class _Sums:
     """The two products of a fold summed over targets, which serve every strength."""
 
-    def __init__(self, fold: _Fold, path: RidgePath) -> None:
+    def __init__(self, fold: _Fold) -> None:
         self._fold = fold
-        n_held_out, n_axes = len(fold.test), path.turned.shape[1]
-        self._centred_test = None if n_held_out < n_axes else fold.centred_test(path)
+        n_held_out, n_axes = len(fold.test), len(fold.mean)
+        self._centred_test = None if n_held_out < n_axes else fold.centred_test()
         self._square = np.zeros((n_axes, n_axes))
         self._cross = np.zeros((n_axes, min(n_held_out, n_axes)))
         self._constant = 0.0
@@ -269,13 +304,20 @@ class _Sums:
 
     def explained(self, alphas: Doubles) -> Doubles:
         """Sum of R² over the targets at each strength, (n_alphas,)."""
-        turn, seen = self._fold.turn, self._fold.seen
+        own = self._fold.own
+        turn, seen = own.turn, own.seen
         frame = seen.T if self._centred_test is None else turn
         cross = ((turn @ self._cross.astype(turn.dtype)) * frame).sum(axis=1, dtype=np.float64)
         square = (turn @ self._square.astype(turn.dtype) @ turn.T) * (seen.T @ seen)
-        shrunk = 1 / (self._fold.values + alphas[:, None])
+        shrunk = 1 / (own.values + alphas[:, None])
         found: Doubles = self._constant + 2 * shrunk @ cross - ((shrunk @ square) * shrunk).sum(axis=1)
         return found
+
+
+def _subtract_outer(products: Floats, one: Doubles, other: Doubles) -> None:
+    """Subtract one · otherᵀ in place, in the precision of `products`, with no second array of their size."""
+    rank_one: Any = get_blas_funcs("ger", dtype=products.dtype)
+    rank_one(-1.0, other, one, a=products.T, overwrite_a=True)
 
 
 def _weights(held_out: Floats) -> Doubles:
@@ -330,7 +372,7 @@ def fit_grouped_ridge(
     words, and with a `smoother` smooth_weight and the score by weight.
     """
     with side_by_side(worth_it=min(x.shape) > _MANY_AXES) as run:
-        path = RidgePath(x, y, standardise=standardise)
+        path = RidgePath(x, y, standardise=standardise, run=run)
         report: dict[str, Any] = {"inner_folds": inner.how, "alpha": DEFAULT_ALPHA}
         if smoother is not None:
             report["smooth_weight"] = 0.0

@@ -65,9 +65,11 @@ def embedder(
     """
     if isinstance(encoder, str) and encoder.endswith(DENSE):
         encoder, dense = encoder.removesuffix(DENSE), True
-    ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if dense:
-        return DenseEmbedder(ready, cache_dir, device=device)
+        return superpixel_embedder(
+            encoder, weights=weights, cache_dir=cache_dir, of_model=made is not None, device=device
+        )
+    ready = _encoder(encoder, weights, cache_dir, of_model=made is not None)
     if made is not None:
         ready = replace(ready, amp=bool(made.get("amp", False)))
         patch_um, context_um = (tuple(map(float, made[key])) for key in ("patch_um", "context_um"))
@@ -75,6 +77,21 @@ def embedder(
     else:
         recipe = Recipe(context_um=()) if ready.name == "color" else Recipe()
     return Embedder(ready, recipe, cache_dir, batch_size, device)
+
+
+def superpixel_embedder(
+    encoder: str | Encoder,
+    *,
+    weights: str | Path | None = None,
+    cache_dir: str | Path | None = None,
+    of_model: bool = False,
+    device: str = "cpu",
+) -> DenseEmbedder:
+    """Make what describes places by their super-pixels; as `embedder` with `dense`.
+
+    `of_model` says that the encoder is that of a fitted model.
+    """
+    return DenseEmbedder(_encoder(encoder, weights, cache_dir, of_model=of_model), cache_dir, device=device)
 
 
 def _encoder(

@@ -24,7 +24,7 @@ from histoflow.pp.encoders.dense import SUPERPIXEL_UM
 from histoflow.pp.expression import panel_log1p
 from histoflow.pp.lattice import WINDOW, Window, n_superpixels_of, spot_um_of
 from histoflow.pp.tiles import slide_facts, tissue_outlines
-from histoflow.workflow.cohorts import embedder, write_h5ad
+from histoflow.workflow.cohorts import superpixel_embedder, write_h5ad
 from histoflow.workflow.slides import embedded
 
 if TYPE_CHECKING:
@@ -80,11 +80,11 @@ def super_resolve(
 ) -> AnnData | SuperPixels:
     """Resolve the spots of a section, or a slide without counts, into super-pixels.
 
-    Of a section with counts the result agrees with them: between spots by a smooth ratio of measured to predicted
-    expression, whose range is chosen by leaving out spots; and within every spot exactly, the sum over its super-pixels
-    being what was measured. Of a slide, or a section without counts, the sum over the super-pixels of a place is what
-    `SubspotRegressor.predict` says of a spot there. The slide is read window by window: memory does not follow its
-    size.
+    Of a section with counts the result agrees with them: between spots by a ratio of measured to predicted expression
+    that near and similar places share, as far as leaving out spots tells; and within every spot exactly, the sum over
+    its super-pixels being what was measured. Of a slide, or a section without counts, the sum over the super-pixels of
+    a place is what `SubspotRegressor.predict` says of a spot there. The slide is read window by window: memory does
+    not follow its size.
 
     Parameters
     ----------
@@ -130,9 +130,7 @@ def super_resolve(
     """
     if method != models.SubspotRegressor.name:
         raise OptionError(f"method must be {models.SubspotRegressor.name}, got {method!r}")
-    estimator = model or models.SubspotRegressor()
-    if not isinstance(estimator, models.SubspotRegressor):
-        raise OptionError(f"model is {estimator.name}, which knows no super-pixels; fit istar")
+    estimator = _resolver(model or models.SubspotRegressor())
     make = dense_embedder(estimator, cache_dir=cache_dir)
     if not isinstance(adata, AnnData):
         if model is None or wsi is not None:
@@ -188,9 +186,9 @@ def resolve(
     OptionError, EncoderMismatchError, PanelMismatchError
         As `super_resolve`.
     """
-    make = dense_embedder(model, weights=weights)
-    assert isinstance(model, models.SubspotRegressor)
-    job = Job(model, make, wsi, spots, with_counts, genes, factor)
+    resolver = _resolver(model)
+    make = dense_embedder(resolver, weights=weights)
+    job = Job(resolver, make, wsi, spots, with_counts, genes, factor)
     if Path(out).suffix != ".h5ad":
         return write_superpixels(job, out).facts
     made = _in_memory(job)
@@ -219,17 +217,22 @@ def dense_embedder(
     EncoderMismatchError
         If the encoder at hand makes them another way than the model's.
     """
-    if not isinstance(model, models.SubspotRegressor):
-        raise OptionError(f"model is {model.name}, which knows no super-pixels; fit istar")
+    model = _resolver(model)
     made = model.embedding_
-    make = embedder(str(model.encoder), dense=True, made=made, weights=weights, cache_dir=cache_dir)
-    assert isinstance(make, DenseEmbedder)
+    make = superpixel_embedder(str(model.encoder), weights=weights, cache_dir=cache_dir, of_model=made is not None)
     if made is not None and make.facts()["id"] != made["id"]:
         now = make.facts()
         differing = [key for key in made if key not in ("id", "licence") and made[key] != now.get(key)]
         told = "; ".join(f"{key} {now.get(key)}, the model {made[key]}" for key in differing)
         raise EncoderMismatchError(f"super-pixels are made another way here than for the model: {told}; fit it anew")
     return make
+
+
+def _resolver(model: models.Estimator) -> models.SubspotRegressor:
+    """The model, which has to know super-pixels."""
+    if not isinstance(model, models.SubspotRegressor):
+        raise OptionError(f"model is {model.name}, which knows no super-pixels; fit istar")
+    return model
 
 
 @dataclass(frozen=True)
@@ -407,9 +410,10 @@ class _Drawing:
         cells = np.flatnonzero(mask)
         rows, columns = np.divmod(cells, mask.shape[1])
         flat = (rows + window[0].start) * self.map.lattice.shape[1] + columns + window[1].start
-        counts = self.job.model.superpixels(self.map.features(window)[mask])
+        features = self.map.features(window)[mask]
+        counts = self.job.model.superpixels(features)
         if self.measurement is not None:
-            counts = _agreeing(counts, self.measurement, flat)
+            counts = _agreeing(counts, self.measurement, flat, features)
         genes = [self.job.panel.genes.index(gene) for gene in self.job.chosen]
         drawn = np.zeros((len(counts), *mask.shape, len(genes)), dtype=np.float32)
         drawn[:, rows, columns] = counts[..., genes] / self.n_superpixels
@@ -435,13 +439,13 @@ def _measurement(job: Job, section: AnnData, dense: DenseMap, cells: NDArray[np.
         raise MissingSlotError(
             f'section {section_name(section)} does not tell the distance of its spots; write uns["{UNS}"]["pitch_um"]'
         )
-    return fit_measurement(dense.lattice, cells, predicted, measured, pitch_um=pitch_um)
+    return fit_measurement(dense.lattice, cells, bags, predicted, measured, pitch_um=pitch_um)
 
 
-def _agreeing(counts: Floats, measurement: Measurement, cells: NDArray[np.intp]) -> Floats:
+def _agreeing(counts: Floats, measurement: Measurement, cells: NDArray[np.intp], features: Floats) -> Floats:
     """Members (n_members, n_cells, n_genes), all brought by one factor to where their mean agrees with the spots."""
     mean = counts.mean(axis=0, dtype=np.float64)
-    wanted = measurement.adjust(mean, cells)
+    wanted = measurement.adjust(mean, cells, features)
     some = mean > 0
     agreeing: Floats = np.where(some, counts * (wanted / np.where(some, mean, 1.0)), wanted)
     return agreeing
