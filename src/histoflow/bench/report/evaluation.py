@@ -1,0 +1,253 @@
+"""The page of an evaluation: which model to use and why, maps, genes, calibration, and how it was done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from anndata import AnnData
+
+from histoflow._errors import HistoflowError
+from histoflow._keys import facts
+from histoflow.bench.report import cautions, done, words
+from histoflow.bench.report.maps import MOST_GENES, Picture, Shown, shown_sections
+from histoflow.bench.report.page import render
+from histoflow.bench.report.scores import (
+    CEILING,
+    R,
+    Score,
+    best_of,
+    by_gene,
+    check_table,
+    coverage_curve,
+    means,
+    of_genes,
+    scores,
+    sections_of,
+)
+from histoflow.bench.report.words import listed, number
+
+MOST_ROWS = 2000
+"""Genes in the table of a page."""
+
+ReadPrediction = Callable[[str, str, str, int], AnnData]
+"""Gives what was predicted, by fold, section, model and seed; raises an error of ours where there is none."""
+
+
+def evaluation_page(
+    table: pd.DataFrame,
+    read: ReadPrediction,
+    *,
+    protocol: Mapping[str, Any] | None = None,
+    pictures: Mapping[str, Picture] | None = None,
+    source: str = "",
+) -> str:
+    """Write an evaluation as one HTML page that needs nothing else.
+
+    Parameters
+    ----------
+    table
+        From `bench.run`.
+    read
+        Gives what was predicted, by fold, section, model and seed, with ``layers["measured"]``, as `read_prediction`.
+    protocol
+        How the evaluation was done, where that was recorded.
+    pictures
+        Of the tissue, by section.
+    source
+        Where it all comes from, for the page to say.
+
+    Returns
+    -------
+    The page.
+
+    Raises
+    ------
+    ReadError
+        If the table is not one of `bench.run`.
+    MissingDependencyError
+        If plotly is not installed.
+    """
+    found = scores(check_table(table))
+    chosen = _chosen(found)
+    genes = by_gene(table, [score.model for score in found])
+    shown = _shown(table, found, chosen, genes[chosen.model]["genes"], read, dict(pictures or {}))
+    curves = coverage_curve(table, [score.model for score in found])
+    first = _any_prediction(table, read, chosen)
+    content = {
+        "title": f"{table['dataset'].iloc[0]}: how well gene expression is predicted",
+        "verdict": verdict(found),
+        "cautions": cautions.of_evaluation(table, found, chosen, shown, curves),
+        "tiles": _tiles(table, found, chosen),
+        "models": _model_table(table, found),
+        "done": done.of_evaluation(table, protocol or {}, facts(first) if first is not None else {}, source),
+        "glossary": _glossary(table),
+        "calibrated": bool(curves),
+        "n_genes_cut": max(0, len(genes[chosen.model]["genes"]) - MOST_ROWS),
+        "n_mapped": len(_mapped_genes(genes[chosen.model]["genes"])),
+    }
+    data = {
+        "models": [_chart_row(score) for score in found],
+        "ceiling": _ceiling(table),
+        "chosen": chosen.model,
+        "sections": shown.sections,
+        "mapped": shown.models,
+        "genes": {model: _first_rows(rows) for model, rows in genes.items()},
+        "columns": _columns(table),
+        "curves": curves,
+        "scale": str(facts(first).get("scale", "log1p")) if first is not None else "log1p",
+    }
+    return render("evaluation.html.j2", content, data)
+
+
+def _chosen(found: Sequence[Score]) -> Score:
+    """The model that the page shows: the best one, or where there is none the best baseline, or the first."""
+    return best_of(found, "model") or best_of(found, "baseline") or found[0]
+
+
+def verdict(found: Sequence[Score]) -> dict[str, Any]:
+    """Say which model to use, and why.
+
+    Parameters
+    ----------
+    found
+        Scores, best first.
+
+    Returns
+    -------
+    `headline`, and `reasons`, one sentence each.
+    """
+    model, baseline = best_of(found, "model"), best_of(found, "baseline")
+    if model is None:
+        return {"headline": "No model but baselines was scored.", "reasons": ["Evaluate one, such as hest_fm."]}
+    n = len(model.by_section)
+    if baseline is not None and model.mean <= baseline.mean:
+        return {
+            "headline": f"No model is better than the baseline {baseline.model}.",
+            "reasons": [
+                f"The best one, {model.model}, reaches a mean r of {number(model.mean)} on {_sections(n)}; the "
+                f"baseline reaches {number(baseline.mean)}. Do not use its maps for what the baseline cannot show."
+            ],
+        }
+    reasons = [f"Its mean r over the genes is {number(model.mean)}, averaged over {_sections(n)} held out."]
+    if baseline is not None:
+        reasons.append(_comparison(model, baseline, "than the best baseline, "))
+    others = [score for score in found if score.kind == "model" and score is not model and np.isfinite(score.mean)]
+    reasons += [_comparison(model, others[0], "than the next model, ")] if others else []
+    return {"headline": f"Use {model.model}.", "reasons": reasons}
+
+
+def _sections(n: int) -> str:
+    return "1 section" if n == 1 else f"{n} sections"
+
+
+def _comparison(model: Score, other: Score, what: str) -> str:
+    n, ahead = len(model.by_section), model.ahead_of(other)
+    where = "on every one of them" if ahead == n else f"on {ahead} of {n} of them"
+    doubt = "" if ahead == n or n == 1 else ": the order of the two may be chance"
+    return (
+        f"That is {number(model.mean - other.mean)} better {what}{other.model} ({number(other.mean)}), and it is better "
+        f"{where}{doubt}."
+    )
+
+
+def _tiles(table: pd.DataFrame, found: Sequence[Score], chosen: Score) -> list[tuple[str, str, str]]:
+    """Label, figure and remark of each of the numbers on top."""
+    baseline, skill = best_of(found, "baseline"), means(table).get("mse_skill")
+    rows = of_genes(table[table["model"] == chosen.model], R)
+    n_genes = rows.groupby("section")["gene"].nunique()
+    tiles = [("mean r", number(chosen.mean), chosen.model)]
+    if baseline is not None and baseline is not chosen:
+        tiles.append(("best baseline", number(baseline.mean), baseline.model))
+    if skill is not None and chosen.model in skill:
+        tiles.append(("skill", number(float(skill[chosen.model])), "error taken away from the mean's"))
+    tiles.append(("held out", str(len(sections_of(table))), listed(sections_of(table), 6)))
+    return [*tiles, ("genes", str(int(n_genes.max())), f"{rows['gene'].nunique()} in all folds together")]
+
+
+def _model_table(table: pd.DataFrame, found: Sequence[Score]) -> dict[str, Any]:
+    """Columns and rows of the table of models."""
+    mean, sections = means(table), sections_of(table)
+    metrics = [name for name in words.IN_MODEL_TABLE if name in mean and mean[name].notna().any()]
+    rows = [
+        {
+            "model": score.model,
+            "kind": score.kind,
+            "r": number(score.mean),
+            "by_section": [number(score.by_section.get(section)) for section in sections],
+            "values": [number(float(mean[name].get(score.model, np.nan))) for name in metrics],
+        }
+        for score in found
+    ]
+    few = sections if len(sections) <= 8 else []
+    return {"sections": few, "metrics": [words.METRICS[name][0] for name in metrics], "rows": rows}
+
+
+def _chart_row(score: Score) -> dict[str, Any]:
+    values = {section: round(r, 4) for section, r in score.by_section.items()}
+    return {
+        "model": score.model,
+        "kind": score.kind,
+        "mean": None if not np.isfinite(score.mean) else round(score.mean, 4),
+        "by_section": values,
+    }
+
+
+def _ceiling(table: pd.DataFrame) -> float | None:
+    """Mean over genes and sections of the noise ceiling, where the table has it."""
+    values = of_genes(table[table["model"] == CEILING], "ceiling")["value"].dropna()
+    return round(float(values.mean()), 4) if len(values) else None
+
+
+def _columns(table: pd.DataFrame) -> list[dict[str, str]]:
+    there = [name for name in words.IN_GENE_TABLE if len(of_genes(table, name)["value"].dropna())]
+    return [{"key": name, "label": words.METRICS[name][0], "title": words.METRICS[name][1]} for name in there]
+
+
+def _glossary(table: pd.DataFrame) -> list[tuple[str, str]]:
+    there = [entry for name, entry in words.METRICS.items() if len(of_genes(table, name)["value"].dropna())]
+    return [*there, *words.OTHER.items()]
+
+
+def _first_rows(rows: dict[str, Any]) -> dict[str, Any]:
+    """The first genes of a model's figures."""
+    cut = {key: {name: values[:MOST_ROWS] for name, values in rows[key].items()} for key in ("metrics", "by_section")}
+    return {"genes": rows["genes"][:MOST_ROWS], **cut}
+
+
+def _mapped_genes(ranked: Sequence[str]) -> list[str]:
+    """All genes, or of very many some, from the best to the worst at even distances in rank."""
+    places = np.linspace(0, len(ranked) - 1, min(MOST_GENES, len(ranked))).round().astype(int)
+    return [ranked[place] for place in places]
+
+
+def _shown(
+    table: pd.DataFrame,
+    found: Sequence[Score],
+    chosen: Score,
+    ranked: Sequence[str],
+    read: ReadPrediction,
+    pictures: dict[str, Picture],
+) -> Shown:
+    """Maps of the chosen model, and of others that vary from place to place."""
+    seed = int(table["seed"].min())
+    fold_of = of_genes(table, R).drop_duplicates("section").set_index("section")["fold"]
+    others = [s.model for s in found if s is not chosen and s.kind != "oracle" and np.isfinite(s.mean) and s.mean > 0]
+    return shown_sections(
+        sections_of(table),
+        [chosen.model, *others],
+        lambda section, model: read(str(fold_of[section]), section, model, seed),
+        genes=_mapped_genes(ranked),
+        pictures=pictures,
+    )
+
+
+def _any_prediction(table: pd.DataFrame, read: ReadPrediction, chosen: Score) -> AnnData | None:
+    """A prediction of the chosen model, for what it says of itself."""
+    row = of_genes(table[table["model"] == chosen.model], R).iloc[0]
+    try:
+        return read(str(row["fold"]), str(row["section"]), chosen.model, int(row["seed"]))
+    except HistoflowError:
+        return None  # `shown_sections` has told why
