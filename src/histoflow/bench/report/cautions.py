@@ -54,15 +54,16 @@ def of_evaluation(
     ]
 
 
-def shares_in_words(label: str) -> str:
+def _with_meaning(label: str) -> str:
     """A label of what a fold's parts share, and what follows from it."""
     meaning = next((text for part, text in _MEANINGS.items() if part in label), None)
-    return label if meaning is None else f"{label}: {meaning}"
+    told = label.replace(": optimistic", " (optimistic)")
+    return told if meaning is None else f"{told}: {meaning}"
 
 
 def _of_split(table: pd.DataFrame) -> list[str]:
     labels = [str(label) for label in table["shares"].unique() if label]
-    return [f"Held-out and training parts are of {shares_in_words(label)}." for label in labels]
+    return [f"What held-out and training parts share: {_with_meaning(label)}." for label in labels]
 
 
 def _of_failures(found: Sequence[Score]) -> list[str]:

@@ -7,7 +7,6 @@ from typing import Any
 
 import pandas as pd
 
-from histoflow.bench.report.cautions import shares_in_words
 from histoflow.bench.report.scores import CEILING, R, of_genes
 from histoflow.bench.report.words import listed
 
@@ -18,7 +17,11 @@ _SCALES = {
 
 
 def of_evaluation(
-    table: pd.DataFrame, protocol: Mapping[str, Any], known: Mapping[str, Any], source: str
+    table: pd.DataFrame,
+    protocol: Mapping[str, Any],
+    known: Mapping[str, Any],
+    source: str,
+    trained_on: Mapping[str, list[str]],
 ) -> dict[str, Any]:
     """Tell how an evaluation was done.
 
@@ -32,6 +35,8 @@ def of_evaluation(
         Facts of a prediction of the model that is shown.
     source
         Where it comes from.
+    trained_on
+        By held-out section, as its prediction tells.
 
     Returns
     -------
@@ -49,7 +54,7 @@ def of_evaluation(
         ("versions", _versions(protocol.get("versions") or known.get("versions") or {})),
         ("files", source),
     ]
-    return {"facts": [(term, text) for term, text in pairs if text], "folds": _folds(table, protocol)}
+    return {"facts": [(term, text) for term, text in pairs if text], "folds": _folds(table, protocol, trained_on)}
 
 
 def of_prediction(known: Mapping[str, Any], source: str, n_places: int, n_genes: int) -> dict[str, Any]:
@@ -122,22 +127,28 @@ def _versions(versions: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in versions.items())
 
 
-def _folds(table: pd.DataFrame, protocol: Mapping[str, Any]) -> list[dict[str, str]]:
+def _folds(
+    table: pd.DataFrame, protocol: Mapping[str, Any], trained_on: Mapping[str, list[str]]
+) -> list[dict[str, str]]:
     """What each fold was tested on, what it shares with its training part, and what was recorded beside it."""
     recorded = protocol.get("folds")
     by_name = {str(fold.get("name", fold.get("fold"))): fold for fold in recorded} if isinstance(recorded, list) else {}
     return [
-        _fold(str(name), rows, by_name.get(str(name), {}))
+        _fold(str(name), rows, by_name.get(str(name), {}), trained_on)
         for name, rows in of_genes(table, R).groupby("fold", sort=False)
     ]
 
 
-def _fold(name: str, rows: pd.DataFrame, recorded: Mapping[str, Any]) -> dict[str, str]:
+def _fold(
+    name: str, rows: pd.DataFrame, recorded: Mapping[str, Any], trained_on: Mapping[str, list[str]]
+) -> dict[str, str]:
     findings = [found.get("sentence", "") if isinstance(found, dict) else found for found in recorded.get("findings", [])]
+    test = [str(section) for section in rows["section"].unique()]
+    train = recorded.get("train") or trained_on.get(test[0], [])
     return {
         "name": name,
-        "test": listed([str(section) for section in rows["section"].unique()], 20),
-        "train": listed([str(section) for section in recorded.get("train", [])], 20),
+        "test": listed(test, 20),
+        "train": listed([str(section) for section in train], 20),
         "genes": str(rows["gene"].nunique()),
-        "shares": " ".join([shares_in_words(str(rows["shares"].iloc[0])), *map(str, findings)]),
+        "shares": " ".join([str(rows["shares"].iloc[0]), *map(str, findings)]),
     }

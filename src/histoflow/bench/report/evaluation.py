@@ -82,7 +82,7 @@ def evaluation_page(
         "cautions": cautions.of_evaluation(table, found, chosen, shown, curves),
         "tiles": _tiles(table, found, chosen),
         "models": _model_table(table, found),
-        "done": done.of_evaluation(table, protocol or {}, facts(first) if first is not None else {}, source),
+        "done": done.of_evaluation(table, protocol or {}, facts(first) if first is not None else {}, source, shown.trained_on),
         "glossary": _glossary(table),
         "calibrated": bool(curves),
         "n_genes_cut": max(0, len(genes[chosen.model]["genes"]) - MOST_ROWS),
@@ -133,9 +133,9 @@ def verdict(found: Sequence[Score]) -> dict[str, Any]:
         }
     reasons = [f"Its mean r over the genes is {number(model.mean)}, averaged over {_sections(n)} held out."]
     if baseline is not None:
-        reasons.append(_comparison(model, baseline, "than the best baseline, "))
+        reasons.append(_comparison(model, baseline, "the best baseline, "))
     others = [score for score in found if score.kind == "model" and score is not model and np.isfinite(score.mean)]
-    reasons += [_comparison(model, others[0], "than the next model, ")] if others else []
+    reasons += [_comparison(model, others[0], "the next model, ")] if others else []
     return {"headline": f"Use {model.model}.", "reasons": reasons}
 
 
@@ -145,10 +145,10 @@ def _sections(n: int) -> str:
 
 def _comparison(model: Score, other: Score, what: str) -> str:
     n, ahead = len(model.by_section), model.ahead_of(other)
-    where = "on every one of them" if ahead == n else f"on {ahead} of {n} of them"
+    where = "on every section" if ahead == n else f"on {ahead} of {n} sections"
     doubt = "" if ahead == n or n == 1 else ": the order of the two may be chance"
     return (
-        f"That is {number(model.mean - other.mean)} better {what}{other.model} ({number(other.mean)}), and it is better "
+        f"It is {number(model.mean - other.mean)} ahead of {what}{other.model} ({number(other.mean)}), and better "
         f"{where}{doubt}."
     )
 

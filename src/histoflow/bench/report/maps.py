@@ -79,6 +79,8 @@ class Shown:
         Flagged places of each section that has some, and how many places there are.
     lacking
         Why a prediction could not be shown, one sentence each.
+    trained_on
+        Training sections, as the prediction of each section tells.
     cuts
         What is shown of each section.
     """
@@ -89,6 +91,7 @@ class Shown:
     n_thinned: dict[str, int] = field(default_factory=dict)
     n_unfamiliar: dict[str, tuple[int, int]] = field(default_factory=dict)
     lacking: list[str] = field(default_factory=list)
+    trained_on: dict[str, list[str]] = field(default_factory=dict)
     cuts: dict[str, _Cut] = field(default_factory=dict)
 
 
@@ -129,6 +132,7 @@ def shown_sections(
             shown.left_out.append(section)
             continue
         record = _record(section, predicted, cut, picture, shown)
+        shown.trained_on[section] = [str(name) for name in facts(predicted).get("trained_on", [])]
         shown.sections.append(record | {"maps": {models[0]: _layers(predicted, cut)}})
         shown.cuts[section], left = cut, left - size
     if shown.sections:

@@ -4,9 +4,9 @@ const DATA = JSON.parse(document.getElementById("report-data").textContent);
 const INK = "#1d2733", SOFT = "#5a6673", LINE = "#dde3e9", ACCENT = "#0b5f8a", WARM = "#d55e00", GREY = "#9aa5b0";
 const FONT = { family: "system-ui, -apple-system, 'Segoe UI', Roboto, Arial, sans-serif", size: 13, color: INK };
 const CONFIG = {
-  displaylogo: false, responsive: true, showSendToCloud: false,
-  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"],
+  displaylogo: false, displayModeBar: true, modeBarButtons: [["zoomIn2d", "zoomOut2d", "resetScale2d", "toImage"]],
 };
+const STILL = { displayModeBar: false };
 
 /** A name as the chart library shows it letter by letter: it would read tags. */
 function plain(text) {
@@ -36,9 +36,11 @@ function axis(title, more = {}) {
   };
 }
 
-function layout(more) {
+/** Sizes are given, not left to the chart: its own guess at a height takes the box for the picture. */
+function layout(target, height, more) {
+  target.style.height = `${height}px`;
   return {
-    font: FONT, paper_bgcolor: "#fff", plot_bgcolor: "#fff", margin: { l: 50, r: 16, t: 10, b: 45 }, showlegend: false,
+    width: target.clientWidth, height, font: FONT, paper_bgcolor: "#fff", plot_bgcolor: "#fff", margin: { l: 50, r: 16, t: 10, b: 45 }, showlegend: false,
     hoverlabel: { font: { size: 13 }, namelength: -1 }, ...more,
   };
 }
@@ -76,11 +78,11 @@ function drawModels() {
       text: `ceiling of the counts ${show(DATA.ceiling, 2)}`,
     }],
   };
-  return Plotly.newPlot(target, [bars, dots], layout({
-    height: 60 + 44 * rows.length, margin: { l: 10, r: 16, t: 24, b: 45 }, ...ceiling,
+  return Plotly.react(target, [bars, dots], layout(target, 60 + 44 * rows.length, {
+    margin: { l: 10, r: 16, t: 24, b: 45 }, ...ceiling,
     xaxis: axis("mean r over genes", { rangemode: "tozero" }),
     yaxis: axis("", { categoryorder: "array", categoryarray: rows.map(label), showgrid: false }),
-  }), { ...CONFIG, displayModeBar: false });
+  }), STILL);
 }
 
 function drawCalibration() {
@@ -101,8 +103,8 @@ function drawCalibration() {
     });
   });
   const percent = { tickformat: ".0%", range: [0, 1.02] };
-  return Plotly.newPlot(target, traces, layout({
-    height: Math.min(440, target.clientWidth), showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
+  return Plotly.react(target, traces, layout(target, Math.min(440, target.clientWidth), {
+    showlegend: true, legend: { orientation: "h", y: 1.02, yanchor: "bottom" },
     xaxis: axis("promised", percent), yaxis: axis("held by the intervals", percent), margin: { l: 60, r: 16, t: 30, b: 50 },
-  }), { ...CONFIG, displayModeBar: false });
+  }), STILL);
 }

@@ -1,7 +1,8 @@
 "use strict";
 // Maps of one gene on one section, and the scatter of the same spots.
 const MAPS = ["map-measured", "map-predicted", "map-width"].map((id) => document.getElementById(id)).filter(Boolean);
-const BAR_PX = 62;
+const BAR_PX = 62, HEAD_PX = 34;
+const TOUCH = matchMedia("(pointer: coarse)").matches;
 let linking = false;
 
 /** What there is to draw of a gene; null where it is not on the section's list. */
@@ -34,8 +35,7 @@ function frame(found) {
 
 /** Diameter of a spot in pixels, so that it keeps its size in µm. */
 function spotPixels(target, range, spacing) {
-  const width = target.clientWidth || 300;
-  return Math.max(2, (0.72 * spacing * width) / Math.abs(range[1] - range[0]));
+  return Math.max(2, (0.72 * spacing * target.clientWidth) / Math.abs(range[1] - range[0]));
 }
 
 function scaleBar(edges) {
@@ -54,6 +54,8 @@ function scaleBar(edges) {
 
 function absent(target, text) {
   Plotly.purge(target);
+  target.linked = false;
+  target.style.height = "";
   const note = document.createElement("p");
   note.className = "absent";
   note.textContent = text;
@@ -89,9 +91,9 @@ function drawMap(target, found, values, range, colours, title, state) {
     sizey: section.picture.extent_um[3] - section.picture.extent_um[2],
   };
   const hidden = { visible: false, automargin: false, constrain: "domain" };
-  return Plotly.react(target, section.flagged.length ? [spots, outlines] : [spots], layout({
-    height: Math.round((target.clientWidth || 300) * aspect) + BAR_PX, margin: { l: 0, r: 0, t: 0, b: BAR_PX },
-    images: picture ? [picture] : [], ...scaleBar(edges), dragmode: "zoom", uirevision: section.name,
+  return Plotly.react(target, section.flagged.length ? [spots, outlines] : [spots], layout(target, Math.round(target.clientWidth * aspect) + HEAD_PX + BAR_PX, {
+    margin: { l: 0, r: 0, t: HEAD_PX, b: BAR_PX }, modebar: { bgcolor: "#fff", color: GREY, activecolor: INK },
+    images: picture ? [picture] : [], ...scaleBar(edges), dragmode: TOUCH ? false : "zoom", uirevision: section.name,
     xaxis: { ...hidden, range: x }, yaxis: { ...hidden, range: y, scaleanchor: "x" },
   }), CONFIG).then(() => link(target));
 }
@@ -101,7 +103,7 @@ function link(target) {
   if (target.linked) return;
   target.linked = true;
   target.on("plotly_relayout", (change) => {
-    if (linking || !Object.keys(change).some((key) => key.startsWith("xaxis") || key === "autosize")) return;
+    if (linking || !Object.keys(change).some((key) => key.startsWith("xaxis"))) return;
     linking = true;
     const full = target._fullLayout;
     const ranges = { "xaxis.range": [...full.xaxis.range], "yaxis.range": [...full.yaxis.range] };
@@ -129,15 +131,42 @@ function drawScatter(found, state) {
       type: "scatter", mode: "markers", x: found.measured, y: found.predicted, marker: { color: ACCENT, size: 6, opacity: 0.5 },
       hovertemplate: "measured %{x:.2f}, predicted %{y:.2f}<extra></extra>",
     },
-  ], layout({
-    height: Math.min(460, target.clientWidth), margin: { l: 55, r: 16, t: 10, b: 50 },
+  ], layout(target, Math.min(440, target.clientWidth), {
+    margin: { l: 55, r: 16, t: 10, b: 50 },
     xaxis: axis(`measured, ${plain(DATA.scale)}`, { range }), yaxis: axis(`predicted, ${plain(DATA.scale)}`, { range }),
-  }), { ...CONFIG, displayModeBar: false });
+  }), STILL);
+}
+
+/** r of every gene, best first, and where the chosen one stands. */
+function drawGenes(state, onChoose) {
+  const target = document.getElementById("gene-chart");
+  if (!target) return Promise.resolve();
+  const rows = DATA.genes[state.model], r = rows.metrics.pearson, place = rows.genes.indexOf(state.gene);
+  const names = rows.genes.map(plain);
+  target.model = state.model;
+  target.setAttribute("aria-label", `Mean r of ${names.length} genes, best first; ${state.gene} is number ${place + 1}.`);
+  return Plotly.react(target, [{
+    type: "bar", x: names.map((_, index) => index + 1), y: r, customdata: names, width: 0.8,
+    marker: { color: names.map((_, index) => (index === place ? WARM : "#9cc7de")) },
+    hovertemplate: "<i>%{customdata}</i>: r %{y:.3f}<extra></extra>",
+  }], layout(target, Math.min(440, target.clientWidth), {
+    margin: { l: 50, r: 10, t: 24, b: 50 }, xaxis: axis("genes, best first", { showgrid: false, range: [0, names.length + 1] }),
+    yaxis: axis("mean r over sections"),
+    annotations: place < 0 || r[place] === null ? [] : [{
+      x: place + 1, y: Math.max(0, r[place]), text: `<i>${names[place]}</i>`, showarrow: true, arrowcolor: WARM, arrowwidth: 1.2,
+      arrowhead: 0, ax: 0, ay: -16, font: { color: "#a84900", size: 13 },
+      xanchor: place < names.length * 0.1 ? "left" : place > names.length * 0.9 ? "right" : "center",
+    }],
+  }), STILL).then(() => {
+    if (target.listens) return;
+    target.listens = true;
+    target.on("plotly_click", (event) => onChoose(DATA.genes[target.model].genes[event.points[0].pointIndex]));
+  });
 }
 
 /** How the third map is called: an interval's width, or only the spread of the draws. */
 function widthTitle(found) {
-  if (found.kind === "spread") return "Spread of the draws (no interval)";
+  if (found.kind === "spread") return "Spread of the draws";
   return found.level ? `Width of the ${Math.round(100 * found.level)} % interval` : "Interval width";
 }
 
@@ -158,7 +187,7 @@ function drawMaps(state) {
   else if (measured) absent(measured, "Nothing was measured here.");
   put(predicted, found.predicted, shared, "Viridis", DATA.scale, "predicted");
   document.getElementById("width-title").textContent = found.width ? widthTitle(found) : "Interval width";
-  if (found.width) put(width, found.width, limits(found.width), "Cividis", found.kind === "spread" ? "s.d., same scale" : "width, same scale", "the width of");
+  if (found.width) put(width, found.width, limits(found.width), "Cividis", found.kind === "spread" ? "s.d. of the draws, no interval" : `in ${DATA.scale}`, "the width of");
   else absent(width, `${state.model} gives no interval and no spread.`);
   return Promise.all([...done, drawScatter(found, state)]);
 }

@@ -21,15 +21,17 @@ function mappedGenes() {
 }
 
 const GENES = mappedGenes();
+STATE.gene = GENES[0];
 
 function caption() {
   const rows = DATA.genes[STATE.model] || { genes: [] }, place = rows.genes.indexOf(STATE.gene);
   const parts = [`${STATE.gene} on ${STATE.section}, ${STATE.model}.`];
   if (place >= 0) {
     const here = (rows.by_section[STATE.section] || [])[place];
-    if (here !== undefined) parts.push(here === null ? "r is not defined here." : `r ${show(here)} here.`);
+    if (here !== undefined && here !== null) parts.push(`r ${show(here)} here.`);
     const told = DATA.columns.filter((column) => rows.metrics[column.key] && rows.metrics[column.key][place] !== null)
       .map((column) => `${column.label} ${show(rows.metrics[column.key][place])}`);
+    if (here !== undefined) parts.push(`Gene ${place + 1} of ${rows.genes.length} by r.`);
     if (told.length) parts.push(`${here === undefined ? "" : "Over all sections: "}${told.slice(0, 5).join(", ")}.`);
   }
   document.getElementById("map-caption").textContent = parts.join(" ");
@@ -44,7 +46,7 @@ function choose(change) {
   if (TABLE && modelBefore !== STATE.model) TABLE.show(STATE.model);
   if (TABLE) TABLE.mark(STATE.gene);
   caption();
-  return drawMaps(STATE);
+  return Promise.all([drawMaps(STATE), drawGenes(STATE, chooseGene)]);
 }
 
 function chooseGene(typed) {
@@ -76,6 +78,22 @@ function listen() {
   document.getElementById("gene-after").addEventListener("click", () => step(1));
 }
 
+/** Sizes follow the window, a while after it has come to rest. */
+function resized() {
+  let width = innerWidth, waiting = null;
+  addEventListener("resize", () => {
+    if (innerWidth === width) return;
+    width = innerWidth;
+    clearTimeout(waiting);
+    waiting = setTimeout(draw, 150);
+  });
+}
+
+function draw() {
+  const maps = GENES.length ? choose({}) : Promise.resolve(MAPS.forEach((map) => absent(map, "No prediction was found.")));
+  return Promise.all([drawModels(), maps, drawCalibration()]);
+}
+
 function start() {
   options(document.getElementById("gene-names"), GENES);
   options(FIELDS.section, DATA.sections.map((section) => section.name));
@@ -86,8 +104,8 @@ function start() {
   });
   TABLE.show(STATE.model);
   listen();
-  const maps = GENES.length ? choose({ gene: GENES[0] }) : Promise.resolve(MAPS.forEach((map) => absent(map, "No prediction was found.")));
-  return Promise.all([drawModels(), maps, drawCalibration()]);
+  resized();
+  return draw();
 }
 
 start().then(() => { document.documentElement.dataset.ready = "true"; });
