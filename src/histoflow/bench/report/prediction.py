@@ -10,7 +10,7 @@ from anndata import AnnData
 from histoflow._errors import MissingSlotError
 from histoflow._keys import HELD_OUT_R, LOWER, STD, UPPER, facts
 from histoflow.bench.report import cautions, done, words
-from histoflow.bench.report.maps import MOST_GENES, Picture, shown_sections
+from histoflow.bench.report.maps import MOST_GENES, UNFAMILIAR, Picture, shown_sections
 from histoflow.bench.report.page import render
 from histoflow.bench.report.scores import numbers
 from histoflow.bench.report.words import number
@@ -65,7 +65,7 @@ def prediction_page(
         "title": f"{name}: predicted gene expression",
         "lead": _lead(predicted, known),
         "cautions": [*_of_widths(predicted), *told],
-        "limits": _LIMITS,
+        "limits": [*_LIMITS, *_of_training(predicted, known)],
         "done": done.of_prediction(known, source, predicted.n_obs, predicted.n_vars),
         "glossary": _glossary(predicted),
         "n_mapped": len(mapped),
@@ -105,8 +105,20 @@ def _of_widths(predicted: AnnData) -> list[str]:
     if LOWER in predicted.layers and UPPER in predicted.layers:
         return []
     if STD in predicted.layers:
-        return ["The model is not calibrated: the spread of its draws is no interval, and is narrower than its error."]
+        return ["The model is not calibrated: the spread of its draws is no interval of what would be measured."]
     return ["The model gives no interval: how sure it is of a place is not known."]
+
+
+def _of_training(predicted: AnnData, known: dict[str, Any]) -> list[str]:
+    told = []
+    if trained_on := [str(section) for section in known.get("trained_on", [])]:
+        told.append(
+            f"The model has seen {words.listed(trained_on)} and nothing else: tissue, stain or scanner unlike theirs may "
+            "be predicted wrongly."
+        )
+    if UNFAMILIAR not in predicted.obs:
+        told.append("Whether this slide looks like those that the model was trained on has not been checked.")
+    return told
 
 
 def _genes(predicted: AnnData, ranked: list[str]) -> dict[str, Any]:

@@ -32,7 +32,7 @@ function caption() {
     const told = DATA.columns.filter((column) => rows.metrics[column.key] && rows.metrics[column.key][place] !== null)
       .map((column) => `${column.label} ${show(rows.metrics[column.key][place])}`);
     if (here !== undefined) parts.push(`Gene ${place + 1} of ${rows.genes.length} by r.`);
-    if (told.length) parts.push(`${here === undefined ? "" : "Over all sections: "}${told.slice(0, 5).join(", ")}.`);
+    if (told.length) parts.push(`${here === undefined ? "Over the slide: " : "Over all sections: "}${told.slice(0, 5).join(", ")}.`);
   }
   document.getElementById("map-caption").textContent = parts.join(" ");
 }
