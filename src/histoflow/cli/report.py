@@ -18,5 +18,6 @@ def report(source: Path, out: Path, as_json: bool) -> None:
     from histoflow import workflow
 
     written = workflow.report(source, out)
-    told = {"report": str(written), "bytes": written.stat().st_size}
-    say(told, f"the report is in {written} ({told['bytes'] / 1e6:.1f} MB); open it in a browser", as_json=as_json)
+    size = written.stat().st_size
+    told = {"report": str(written), "bytes": size}
+    say(told, f"the report is in {written} ({size / 1e6:.1f} MB); open it in a browser", as_json=as_json)

@@ -15,7 +15,7 @@ from histoflow.workflow.cohorts import (
 from histoflow.workflow.demo import demo
 from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, slide_thumbnail
 from histoflow.workflow.hest import hest_bench
-from histoflow.workflow.report import report
+from histoflow.workflow.reports import report
 from histoflow.workflow.slides import (
     Pairs,
     available_backbones,

@@ -15,7 +15,7 @@ from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
 from histoflow.workflow.cohorts import FEATURES, embed_for, look_through, named
-from histoflow.workflow.report import keep_pictures
+from histoflow.workflow.reports import keep_pictures
 from histoflow.workflow.zeroshot import tell_stpath
 
 if TYPE_CHECKING:

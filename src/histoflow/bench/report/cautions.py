@@ -137,19 +137,24 @@ def of_maps(shown: Shown) -> list[str]:
     shown
         From `shown_sections`.
     """
-    found = [
-        f"{flagged} of {total} places of {section} look unlike what the model was trained on, in tissue or in stain; "
-        "they are outlined on the maps, and their predictions should not be used."
-        for section, (flagged, total) in shown.n_unfamiliar.items()
-    ]
+    found = []
+    if shown.n_unfamiliar:
+        places = [f"{flagged} of {total} on {section}" for section, (flagged, total) in shown.n_unfamiliar.items()]
+        found.append(
+            f"Some places look unlike what the model was trained on, in tissue or in stain: {listed(places)}. They are "
+            "outlined on the maps, and their predictions should not be used."
+        )
     if shown.left_out:
         found.append(
-            f"To keep this page small {listed(shown.left_out)} is not mapped; its figures are in the tables, and its "
-            "predictions beside them."
+            f"To keep this page small there are no maps of {listed(shown.left_out)}; the tables count them in, and "
+            "their predictions are in the evaluation's folder."
         )
     if shown.n_thinned:
         drawn = [f"{n} places of {section}" for section, n in shown.n_thinned.items()]
         found.append(f"To keep this page small the maps show {listed(drawn)}, drawn at random, and not all of them.")
     if bare := [record["name"] for record in shown.sections if record["picture"] is None]:
         found.append(f"There is no picture of the tissue of {listed(bare)}: its maps are drawn without tissue.")
-    return found + [f"No map: {reason}." for reason in shown.lacking]
+    return found + [
+        f"There is no map of {model} on {listed(sections)}: {reason}."
+        for model, (sections, reason) in shown.lacking.items()
+    ]

@@ -110,9 +110,10 @@ def _of_encoder(known: Mapping[str, Any]) -> list[tuple[str, str]]:
     made = known.get("embedding") or {}
     if "name" not in made:
         return []
+    looks = f"{made['name']} {made.get('version', '')}".strip()
     patches = " and ".join(f"{float(um):g}" for um in made.get("patch_um", []))
     return [
-        ("encoder", f"{made['name']} {made.get('version', '')}".strip() + (f", patches of {patches} µm" * bool(patches))),
+        ("encoder", f"{looks}, patches of {patches} µm" if patches else looks),
         ("encoder's licence", str(made.get("licence", "not stated"))),
     ]
 
@@ -142,7 +143,9 @@ def _folds(
 def _fold(
     name: str, rows: pd.DataFrame, recorded: Mapping[str, Any], trained_on: Mapping[str, list[str]]
 ) -> dict[str, str]:
-    findings = [found.get("sentence", "") if isinstance(found, dict) else found for found in recorded.get("findings", [])]
+    findings = [
+        found.get("sentence", "") if isinstance(found, dict) else found for found in recorded.get("findings", [])
+    ]
     test = [str(section) for section in rows["section"].unique()]
     train = recorded.get("train") or trained_on.get(test[0], [])
     return {

@@ -29,7 +29,7 @@ from histoflow.bench.report.scores import (
 )
 from histoflow.bench.report.words import listed, number
 
-MOST_ROWS = 2000
+MOST_ROWS = 1000
 """Genes in the table of a page."""
 
 ReadPrediction = Callable[[str, str, str, int], AnnData]
@@ -75,14 +75,14 @@ def evaluation_page(
     genes = by_gene(table, [score.model for score in found])
     shown = _shown(table, found, chosen, genes[chosen.model]["genes"], read, dict(pictures or {}))
     curves = coverage_curve(table, [score.model for score in found])
-    first = _any_prediction(table, read, chosen)
+    known = _known(table, read, chosen)
     content = {
         "title": f"{table['dataset'].iloc[0]}: how well gene expression is predicted",
         "verdict": verdict(found),
         "cautions": cautions.of_evaluation(table, found, chosen, shown, curves),
         "tiles": _tiles(table, found, chosen),
         "models": _model_table(table, found),
-        "done": done.of_evaluation(table, protocol or {}, facts(first) if first is not None else {}, source, shown.trained_on),
+        "done": done.of_evaluation(table, protocol or {}, known, source, shown.trained_on),
         "glossary": _glossary(table),
         "calibrated": bool(curves),
         "n_genes_cut": max(0, len(genes[chosen.model]["genes"]) - MOST_ROWS),
@@ -97,7 +97,7 @@ def evaluation_page(
         "genes": {model: _first_rows(rows) for model, rows in genes.items()},
         "columns": _columns(table),
         "curves": curves,
-        "scale": str(facts(first).get("scale", "log1p")) if first is not None else "log1p",
+        "scale": str(known.get("scale", "log1p")),
     }
     return render("evaluation.html.j2", content, data)
 
@@ -153,16 +153,25 @@ def _comparison(model: Score, other: Score, what: str) -> str:
     )
 
 
+_TILES = {
+    "mse_skill": "squared error taken away from the mean's",
+    "share_of_ceiling": "of the r that the counts allow",
+    "coverage_90": "of measured values in 90 % intervals",
+}
+
+
 def _tiles(table: pd.DataFrame, found: Sequence[Score], chosen: Score) -> list[tuple[str, str, str]]:
     """Label, figure and remark of each of the numbers on top."""
-    baseline, skill = best_of(found, "baseline"), means(table).get("mse_skill")
+    baseline, mean = best_of(found, "baseline"), means(table)
     rows = of_genes(table[table["model"] == chosen.model], R)
     n_genes = rows.groupby("section")["gene"].nunique()
     tiles = [("mean r", number(chosen.mean), chosen.model)]
     if baseline is not None and baseline is not chosen:
         tiles.append(("best baseline", number(baseline.mean), baseline.model))
-    if skill is not None and chosen.model in skill:
-        tiles.append(("skill", number(float(skill[chosen.model])), "error taken away from the mean's"))
+    for metric, remark in _TILES.items():
+        value = float(mean.get(metric, pd.Series(dtype=float)).get(chosen.model, np.nan))
+        if np.isfinite(value):
+            tiles.append((words.METRICS[metric][0], number(value), remark))
     tiles.append(("held out", str(len(sections_of(table))), listed(sections_of(table), 6)))
     return [*tiles, ("genes", str(int(n_genes.max())), f"{rows['gene'].nunique()} in all folds together")]
 
@@ -244,10 +253,10 @@ def _shown(
     )
 
 
-def _any_prediction(table: pd.DataFrame, read: ReadPrediction, chosen: Score) -> AnnData | None:
-    """A prediction of the chosen model, for what it says of itself."""
+def _known(table: pd.DataFrame, read: ReadPrediction, chosen: Score) -> dict[str, Any]:
+    """What a prediction of the chosen model says of itself."""
     row = of_genes(table[table["model"] == chosen.model], R).iloc[0]
     try:
-        return read(str(row["fold"]), str(row["section"]), chosen.model, int(row["seed"]))
+        return facts(read(str(row["fold"]), str(row["section"]), chosen.model, int(row["seed"])))
     except HistoflowError:
-        return None  # `shown_sections` has told why
+        return {}  # `shown_sections` has told why

@@ -17,7 +17,7 @@ from histoflow._keys import LOWER, SPATIAL_UM, STD, UPPER, check_section, facts
 from histoflow.bench.parts import MEASURED
 from histoflow.bench.report.packing import pack
 
-BUDGET = 6_000_000
+BUDGET = 6_800_000
 """Bytes of expression and pictures in a page, before base64 makes them a third more."""
 MOST_SPOTS, MOST_GENES = 5_000, 100
 UNFAMILIAR = "unfamiliar"
@@ -78,7 +78,7 @@ class Shown:
     n_unfamiliar
         Flagged places of each section that has some, and how many places there are.
     lacking
-        Why a prediction could not be shown, one sentence each.
+        Sections without a prediction, and why, by model.
     trained_on
         Training sections, as the prediction of each section tells.
     cuts
@@ -90,7 +90,7 @@ class Shown:
     models: list[str] = field(default_factory=list)
     n_thinned: dict[str, int] = field(default_factory=dict)
     n_unfamiliar: dict[str, tuple[int, int]] = field(default_factory=dict)
-    lacking: list[str] = field(default_factory=list)
+    lacking: dict[str, tuple[list[str], str]] = field(default_factory=dict)
     trained_on: dict[str, list[str]] = field(default_factory=dict)
     cuts: dict[str, _Cut] = field(default_factory=dict)
 
@@ -146,7 +146,8 @@ def _read(read: Read, section: str, model: str, shown: Shown) -> AnnData | None:
     try:
         return read(section, model)
     except HistoflowError as err:
-        shown.lacking.append(f"{model} on {section}: {err}")
+        sections, reason = shown.lacking.get(model, ([], str(err)))
+        shown.lacking[model] = [*sections, section], reason
         return None
 
 

@@ -15,7 +15,7 @@ from histoflow.bench.report.words import number, percent
 
 _FOLDER = Path(__file__).parent / "page"
 _SCRIPTS = ("charts.js", "maps.js", "table.js", "page.js")
-_NO_TAGS = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+_NO_TAGS = str.maketrans({letter: f"\\u{ord(letter):04x}" for letter in "<>&\u2028\u2029"})
 
 
 def check_library() -> None:
@@ -52,12 +52,16 @@ def render(template: str, content: Mapping[str, Any], data: Mapping[str, Any]) -
         If plotly or Jinja2 are not installed.
     """
     scripts = [_library("plotly.offline").get_plotlyjs(), "\n".join((_FOLDER / name).read_text() for name in _SCRIPTS)]
-    filled: str = _environment().get_template(template).render(
-        content,
-        style=(_FOLDER / "page.css").read_text(),
-        scripts=scripts,
-        policy=_policy(scripts),
-        data=as_script_data(data),
+    filled: str = (
+        _environment()
+        .get_template(template)
+        .render(
+            content,
+            style=(_FOLDER / "page.css").read_text(),
+            scripts=scripts,
+            policy=_policy(scripts),
+            data=as_script_data(data),
+        )
     )
     return filled
 
@@ -71,7 +75,7 @@ def as_script_data(data: Any) -> str:
         If it holds NaN or infinity, which no JSON can.
     """
     text = json.dumps(data, allow_nan=False, separators=(",", ":"), ensure_ascii=False)
-    return text.translate(str.maketrans(_NO_TAGS))
+    return text.translate(_NO_TAGS)
 
 
 def _environment() -> Any:

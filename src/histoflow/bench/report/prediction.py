@@ -113,8 +113,8 @@ def _of_training(predicted: AnnData, known: dict[str, Any]) -> list[str]:
     told = []
     if trained_on := [str(section) for section in known.get("trained_on", [])]:
         told.append(
-            f"The model has seen {words.listed(trained_on)} and nothing else: tissue, stain or scanner unlike theirs may "
-            "be predicted wrongly."
+            f"The model has seen {words.listed(trained_on)} and nothing else: tissue, stain or scanner unlike theirs "
+            "may be predicted wrongly."
         )
     if UNFAMILIAR not in predicted.obs:
         told.append("Whether this slide looks like those that the model was trained on has not been checked.")

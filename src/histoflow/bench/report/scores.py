@@ -138,17 +138,20 @@ def by_gene(table: pd.DataFrame, models: Sequence[str]) -> dict[str, dict[str, A
     By model: `genes`, best r first (not defined counts as 0); `metrics`, by name, one number or None per gene;
     `by_section`, r by section, one number or None per gene.
     """
-    return {model: _genes_of(table[table["model"] == model]) for model in models}
+    scored = table[table["error"] == ""]
+    return {model: _genes_of(scored[scored["model"] == model]) for model in models}
 
 
 def _genes_of(own: pd.DataFrame) -> dict[str, Any]:
-    r = of_genes(own, R).pivot_table(index="gene", columns="section", values="value", sort=False, dropna=False)
+    r = of_genes(own, R).groupby(["section", "gene"], sort=False)["value"].mean()
     order = _mean_by_gene(of_genes(own, R), R).fillna(0.0).sort_values(ascending=False, kind="stable").index
     wide = {name: _mean_by_gene(of_genes(own, name), name).reindex(order) for name in metrics_of(own)}
     return {
         "genes": [str(gene) for gene in order],
         "metrics": {name: numbers(values.to_numpy(float)) for name, values in wide.items()},
-        "by_section": {str(section): numbers(r.loc[order, section].to_numpy(float)) for section in r},
+        "by_section": {
+            str(section): numbers(r[section].reindex(order).to_numpy(float)) for section in sections_of(own)
+        },
     }
 
 
@@ -182,7 +185,8 @@ def coverage_curve(table: pd.DataFrame, models: Sequence[str]) -> dict[str, list
     -------
     By model, level by level: `level` and `observed` in [0, 1], and `by_section`, observed on each section.
     """
-    levels = sorted(int(m.removeprefix("coverage_")) for m in metrics_of(table) if m.removeprefix("coverage_").isdigit())
+    ends = [metric.removeprefix("coverage_") for metric in metrics_of(table)]
+    levels = sorted(int(end) for end in ends if end.isdigit())
     curves: dict[str, list[dict[str, Any]]] = {}
     for model in models:
         for level in levels:

@@ -140,7 +140,7 @@ function drawScatter(found, state) {
 /** r of every gene, best first, and where the chosen one stands. */
 function drawGenes(state, onChoose) {
   const target = document.getElementById("gene-chart");
-  if (!target) return Promise.resolve();
+  if (!target || !DATA.genes[state.model].genes.length) return Promise.resolve();
   const rows = DATA.genes[state.model], r = rows.metrics.pearson, place = rows.genes.indexOf(state.gene);
   const names = rows.genes.map(plain);
   target.model = state.model;

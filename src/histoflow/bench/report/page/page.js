@@ -89,9 +89,12 @@ function resized() {
   });
 }
 
-function draw() {
-  const maps = GENES.length ? choose({}) : Promise.resolve(MAPS.forEach((map) => absent(map, "No prediction was found.")));
-  return Promise.all([drawModels(), maps, drawCalibration()]);
+/** Charts from the top down; maps take longest, and wait until what is above them can be seen. */
+async function draw() {
+  await drawModels();
+  await new Promise((done) => { setTimeout(done); });
+  await (GENES.length ? choose({}) : MAPS.forEach((map) => absent(map, "No prediction was found.")));
+  await drawCalibration();
 }
 
 function start() {
