@@ -14,6 +14,7 @@ import pytest
 from tests.bench import invented
 from tests.conftest import required
 
+from histoflow._errors import ReadError
 from histoflow.bench import evaluation_page, prediction_page
 from histoflow.bench.report import Picture
 
@@ -57,9 +58,13 @@ def table():
     return invented.table()
 
 
+def gone(*_):
+    raise ReadError("there is no prediction")
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, table):
-    """Paths of both pages, by name."""
+    """Paths of both pages, and of one without any prediction to map."""
     folder = tmp_path_factory.mktemp("pages")
     picture = Picture(invented.white_jpeg(), (400.0, 1300.0, 400.0, 1300.0))
     made = invented.calibrated(invented.prediction(FIRST))
@@ -67,6 +72,7 @@ def pages(tmp_path_factory, table):
     texts = {
         "evaluation": evaluation_page(table, invented.read, pictures={FIRST: picture}, source="/a/<b>/c"),
         "prediction": prediction_page(made, picture=picture, source="/a/<b>.h5ad"),
+        "bare": evaluation_page(table, gone),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -149,6 +155,16 @@ def test_a_page_fetches_nothing_logs_nothing_and_fits(browser, pages, name, widt
     page = "const page = document.documentElement; return [page.scrollWidth - page.clientWidth, innerWidth]"
     assert browser.execute_script(page) == [0, width]
     assert browser.execute_script("return [document.scripts.length, window.hacked]") == [3, None]
+
+
+def test_a_page_without_predictions_has_its_tables_and_charts(browser, pages):
+    browser.get_log("browser")
+    show(browser, pages["bare"])
+    assert browser.get_log("browser") == []
+    assert text(browser, "map-predicted") == "No prediction was found."
+    assert first_column(browser)[0] == "EPCAM"
+    bars = browser.execute_script("return document.getElementById('model-chart').data[0].x.length")
+    assert bars == len(invented.QUALITY)
 
 
 def test_a_request_is_refused_by_the_page_itself(evaluation):

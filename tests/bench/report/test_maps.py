@@ -100,6 +100,8 @@ def test_what_cannot_be_read_is_told_with_its_reason():
     assert found.lacking == {BEST: (["S2"], "there is none")}
 
 
-@pytest.mark.parametrize(("xy", "expected"), [([[0, 0], [3, 4], [0, 5]], 3.2), ([[1, 1]], 100.0), ([[1, 1]] * 2, 100.0)])
+@pytest.mark.parametrize(
+    ("xy", "expected"), [([[0, 0], [3, 4], [0, 5]], 3.2), ([[1, 1]], 100.0), ([[1, 1]] * 2, 100.0)]
+)
 def test_spacing_is_the_distance_to_the_nearest_other_place(xy, expected):
     assert spacing_um(np.array(xy, dtype=float)) == pytest.approx(expected, abs=0.05)

@@ -75,7 +75,9 @@ def test_wins_are_counted_by_section():
 
 
 def test_a_gene_that_a_fold_lacks_is_not_counted_there():
-    found = by_gene(rows(("S", "m", "A", 0.4), ("T", "m", "A", 0.2), ("S", "m", "B", 0.5), ("T", "m", "C", np.nan)), ["m"])
+    found = by_gene(
+        rows(("S", "m", "A", 0.4), ("T", "m", "A", 0.2), ("S", "m", "B", 0.5), ("T", "m", "C", np.nan)), ["m"]
+    )
     assert found["m"]["genes"] == ["B", "A", "C"]
     assert found["m"]["metrics"]["pearson"] == [0.5, 0.3, None]
     assert found["m"]["by_section"] == {"S": [0.5, 0.4, None], "T": [None, 0.2, None]}
