@@ -89,7 +89,7 @@ def table(sections=SECTIONS, *, truth: bool = True) -> pd.DataFrame:
             if truth and model == "best<i>":
                 rows += _rows(section, model, {f"coverage_{p}": np.full(len(r), q) for p, q in COVERED.items()})
                 rows.append(_row(section, model, "", "svg_overlap", 0.5))
-                rows += [_row("pooled", model, gene, "pearson_pooled", 0.99) for gene in GENES]
+                rows += [_row("", model, gene, "pearson_pooled", 0.99) for gene in GENES]
         if truth:
             rows += _rows(section, "(ceiling)", {"ceiling": np.full(len(GENES), 0.9)})
     return pd.DataFrame(rows)

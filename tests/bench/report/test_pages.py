@@ -13,7 +13,7 @@ from tests.bench import invented
 
 from histoflow._errors import MissingDependencyError, MissingSlotError, ReadError
 from histoflow._keys import UNS
-from histoflow.bench.report import cautions, evaluation, evaluation_page, page, prediction_page, words
+from histoflow.bench.report import Picture, cautions, evaluation, evaluation_page, page, prediction_page, words
 from histoflow.bench.report.evaluation import verdict
 from histoflow.bench.report.page import as_script_data
 from histoflow.bench.report.scores import Score
@@ -60,8 +60,15 @@ def made():
         "n_spots_left_out": 7,
         "normalize": "library",
         "versions": {"histoflow": "9.9"},
+        "models": {"hest_fm": {"estimator": "hest_fm", "options": {"protocol": "grouped-cv", "alphas": None}}},
         "folds": [
-            {"name": section, "train": ["T<1>"], "test": [section], "findings": [{"sentence": "the slides <overlap>"}]}
+            {
+                "name": section,
+                "train": ["T<1>"],
+                "test": [section],
+                "findings": [{"sentence": "the slides <overlap>"}],
+                "panel": {"rule": "variance", "hash": "beef", "genes": []},
+            }
             for section in invented.SECTIONS
         ],
     }
@@ -122,7 +129,7 @@ def test_how_it_was_done_is_told(parsed):
     for told in (
         *("best<i>", "log1p of counts per 10,000: each spot's counts", "with at least 500 counts; 7 left out"),
         *("7 genes, rule variance, hash 0123456789ab", "scatter 2, patches of 112 and 224 µm", "BSD-3-Clause"),
-        *("histoflow 9.9", "mine & yours; held out by section"),
+        *("histoflow 9.9", "mine & yours; held out by section", "protocol grouped-cv", "7, hash beef"),
     ):
         assert told in parsed.text
 
@@ -130,6 +137,7 @@ def test_how_it_was_done_is_told(parsed):
 def test_without_a_record_predictions_say_what_they_were_trained_on():
     text = Elements(evaluation_page(invented.table(), invented.read)).text
     assert "trained on" in text
+    assert "options of" not in text
     assert "with at least" not in text
 
 
@@ -156,6 +164,23 @@ def test_a_table_in_which_everything_failed_makes_a_page():
     assert "No model but baselines was scored." in parsed.text
     assert "hest_fm could not be scored on" in parsed.text
     assert "no luck" in parsed.text
+
+
+def test_areas_of_one_section_go_by_their_folds():
+    table = invented.table(["S2"], truth=False)
+    areas = pd.concat([table.assign(fold=f"S2-area{number}") for number in (1, 2)])
+    asked = []
+
+    def area(fold, section, model, seed):
+        asked.append((fold, section))
+        return invented.prediction("S2", model)
+
+    picture = Picture(invented.white_jpeg(), (0.0, 1.0, 0.0, 1.0))
+    parsed = Elements(evaluation_page(areas, area, pictures={"S2": picture}))
+    assert [section["name"] for section in parsed.data["sections"]] == ["S2-area1", "S2-area2"]
+    assert all(section["picture"] for section in parsed.data["sections"])
+    assert set(parsed.data["genes"]["best<i>"]["by_section"]) == {"S2-area1", "S2-area2"}
+    assert set(asked) == {("S2-area1", "S2"), ("S2-area2", "S2")}
 
 
 def test_very_many_genes_are_cut_and_it_is_said(monkeypatch):

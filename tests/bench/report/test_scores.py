@@ -16,7 +16,7 @@ from histoflow.bench.report.scores import (
     scores,
     sections_of,
 )
-from histoflow.bench.runner import COLUMNS
+from histoflow.bench.runner import COLUMNS, summary
 
 
 def rows(*cells) -> pd.DataFrame:
@@ -98,6 +98,22 @@ def test_means_are_those_of_pandas():
     table = invented.table()
     own = table[(table["model"] == "hest_fm") & (table["metric"] == "variance_ratio")]["value"]
     assert means(table)["variance_ratio"]["hest_fm"] == pytest.approx(own.mean())
+
+
+def test_means_are_those_of_the_summary():
+    table = invented.table(truth=False)
+    of_summary = summary(table).groupby(["metric", "model"])["value"].mean()
+    for metric, by_model in means(table).items():
+        for model, value in by_model.items():
+            assert value == pytest.approx(of_summary[metric, model])
+
+
+def test_a_section_of_several_folds_goes_by_their_names():
+    table = pd.concat([invented.table(["S2"]).assign(fold=fold) for fold in ("S2-area1", "S2-area2")])
+    found = check_table(table)
+    assert sections_of(found) == ["S2-area1", "S2-area2"]
+    assert list(found["of_section"].unique()) == ["S2", ""]
+    assert sections_of(check_table(invented.table())) == list(invented.SECTIONS)
 
 
 def test_the_curve_holds_observed_coverage_by_level():

@@ -50,6 +50,7 @@ def of_evaluation(
         ("scale", _scale({**known, **protocol})),
         ("spots", _spots(protocol)),
         ("panel", _panel(known)),
+        *_of_models(protocol),
         *_of_encoder(known),
         ("versions", _versions(protocol.get("versions") or known.get("versions") or {})),
         ("files", source),
@@ -87,6 +88,34 @@ def of_prediction(known: Mapping[str, Any], source: str, n_places: int, n_genes:
         ("file", source),
     ]
     return {"facts": [(term, text) for term, text in pairs if text], "folds": []}
+
+
+def findings(protocol: Mapping[str, Any]) -> list[str]:
+    """What an auditor found against the folds, each sentence once."""
+    return list(dict.fromkeys(sentence for fold in _recorded(protocol).values() for sentence in _sentences(fold)))
+
+
+def _recorded(protocol: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """The folds of a record, by name."""
+    return {str(fold.get("name")): fold for fold in protocol.get("folds") or []}
+
+
+def _sentences(fold: Mapping[str, Any]) -> list[str]:
+    found = fold.get("findings") or []
+    return [str(finding["sentence"]) for finding in found if isinstance(finding, Mapping) and "sentence" in finding]
+
+
+def _of_models(protocol: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """The options of every model of a record that states them."""
+    stated = protocol.get("models")
+    if not isinstance(stated, Mapping):
+        return []
+    options = {str(name): one.get("options") for name, one in stated.items() if isinstance(one, Mapping)}
+    return [(f"options of {name}", _flat(told)) for name, told in options.items() if isinstance(told, Mapping)]
+
+
+def _flat(options: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None)
 
 
 def _scale(known: Mapping[str, Any]) -> str:
@@ -132,10 +161,9 @@ def _folds(
     table: pd.DataFrame, protocol: Mapping[str, Any], trained_on: Mapping[str, list[str]]
 ) -> list[dict[str, str]]:
     """What each fold was tested on, what it shares with its training part, and what was recorded beside it."""
-    recorded = protocol.get("folds")
-    by_name = {str(fold.get("name", fold.get("fold"))): fold for fold in recorded} if isinstance(recorded, list) else {}
+    recorded = _recorded(protocol)
     return [
-        _fold(str(name), rows, by_name.get(str(name), {}), trained_on)
+        _fold(str(name), rows, recorded.get(str(name), {}), trained_on)
         for name, rows in of_genes(table, R).groupby("fold", sort=False)
     ]
 
@@ -143,15 +171,17 @@ def _folds(
 def _fold(
     name: str, rows: pd.DataFrame, recorded: Mapping[str, Any], trained_on: Mapping[str, list[str]]
 ) -> dict[str, str]:
-    findings = [
-        found.get("sentence", "") if isinstance(found, dict) else found for found in recorded.get("findings", [])
-    ]
-    test = [str(section) for section in rows["section"].unique()]
-    train = recorded.get("train") or trained_on.get(test[0], [])
+    told = [trained_on[section] for section in rows["section"].unique() if section in trained_on]
+    train = recorded.get("train") or (told[0] if told else [])
     return {
         "name": name,
-        "test": listed(test, 20),
+        "test": listed([str(section) for section in rows["of_section"].unique()], 20),
         "train": listed([str(section) for section in train], 20),
-        "genes": str(rows["gene"].nunique()),
-        "shares": " ".join([str(rows["shares"].iloc[0]), *map(str, findings)]),
+        "genes": f"{rows['gene'].nunique()}{_hash(recorded)}",
+        "shares": "; ".join([str(rows["shares"].iloc[0]), *_sentences(recorded)]),
     }
+
+
+def _hash(recorded: Mapping[str, Any]) -> str:
+    panel = recorded.get("panel") or {}
+    return f", hash {panel['hash']}" if "hash" in panel else ""

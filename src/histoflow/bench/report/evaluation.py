@@ -70,7 +70,8 @@ def evaluation_page(
     MissingDependencyError
         If plotly is not installed.
     """
-    found = scores(check_table(table))
+    table = check_table(table)
+    found = scores(table)
     chosen = _chosen(found)
     genes = by_gene(table, [score.model for score in found])
     shown = _shown(table, found, chosen, genes[chosen.model]["genes"], read, dict(pictures or {}))
@@ -79,7 +80,7 @@ def evaluation_page(
     content = {
         "title": f"{table['dataset'].iloc[0]}: how well gene expression is predicted",
         "verdict": verdict(found),
-        "cautions": cautions.of_evaluation(table, found, chosen, shown, curves),
+        "cautions": [*cautions.of_evaluation(table, found, chosen, shown, curves), *done.findings(protocol or {})],
         "tiles": _tiles(table, found, chosen),
         "models": _model_table(table, found),
         "done": done.of_evaluation(table, protocol or {}, known, source, shown.trained_on),
@@ -242,14 +243,14 @@ def _shown(
 ) -> Shown:
     """Maps of the chosen model, and of others that vary from place to place."""
     seed = int(table["seed"].min())
-    fold_of = of_genes(table, R).drop_duplicates("section").set_index("section")["fold"]
+    place = of_genes(table, R).drop_duplicates("section").set_index("section")[["fold", "of_section"]]
     others = [s.model for s in found if s is not chosen and s.kind != "oracle" and np.isfinite(s.mean) and s.mean > 0]
     return shown_sections(
         sections_of(table),
         [chosen.model, *others],
-        lambda section, model: read(str(fold_of[section]), section, model, seed),
+        lambda section, model: read(str(place["fold"][section]), str(place["of_section"][section]), model, seed),
         genes=_mapped_genes(ranked),
-        pictures=pictures,
+        pictures={str(name): pictures[of] for name, of in place["of_section"].items() if of in pictures},
     )
 
 
@@ -257,6 +258,6 @@ def _known(table: pd.DataFrame, read: ReadPrediction, chosen: Score) -> dict[str
     """What a prediction of the chosen model says of itself."""
     row = of_genes(table[table["model"] == chosen.model], R).iloc[0]
     try:
-        return facts(read(str(row["fold"]), str(row["section"]), chosen.model, int(row["seed"])))
+        return facts(read(str(row["fold"]), str(row["of_section"]), chosen.model, int(row["seed"])))
     except HistoflowError:
         return {}  # `shown_sections` has told why

@@ -19,6 +19,8 @@ CEILING = "(ceiling)"
 POOLED = "pooled"
 """Section of rows over all sections of a fold together, where a table has them."""
 R = "pearson"
+NONE_IS_0 = (R, "spearman", "partial_pearson", "mse_skill", "variance_ratio")
+"""Metrics of which a gene without a defined value counts as 0, as in `bench.summary`."""
 BASELINES = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, LocationBaseline.name)
 ORACLES = (true_totals_name(LibrarySizeBaseline.name),)
 _COLUMNS = ("fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
@@ -60,7 +62,9 @@ class Score:
 
 
 def check_table(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table of `bench.run`, refused if it is another.
+    """Return a table of `bench.run` in which a section of several folds, as areas are, goes by the fold's name.
+
+    What `section` was is in the column `of_section` then.
 
     Raises
     ------
@@ -71,7 +75,9 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
         raise ReadError(f"the table lacks the columns {', '.join(missing)}; give one that histoflow evaluate wrote")
     if not (table["metric"] == R).any():
         raise ReadError("the table has no row of metric pearson; give one that histoflow evaluate wrote")
-    return table
+    n_folds = of_genes(table, R).groupby("section")["fold"].nunique()
+    areas = table["section"].isin(n_folds.index[n_folds > 1])
+    return table.assign(of_section=table["section"], section=table["section"].mask(areas, table["fold"]))
 
 
 def of_genes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
@@ -156,10 +162,10 @@ def _genes_of(own: pd.DataFrame) -> dict[str, Any]:
 
 
 def _mean_by_gene(rows: pd.DataFrame, metric: str) -> pd.Series:
-    """Mean over sections and seeds; r counts as 0 where it is not defined, unless it nowhere is."""
+    """Mean over sections and seeds; what is not defined counts as `NONE_IS_0` says, unless it nowhere is."""
     values = rows.set_index("gene")["value"]
     nowhere = values.isna().groupby(level=0).all()
-    filled = values.fillna(0.0) if metric == R else values
+    filled = values.fillna(0.0) if metric in NONE_IS_0 else values
     return filled.groupby(level=0).mean().mask(nowhere)
 
 
@@ -169,12 +175,13 @@ def numbers(values: np.ndarray, digits: int = 4) -> list[float | None]:
 
 
 def means(table: pd.DataFrame) -> Mapping[str, pd.Series]:
-    """Mean of each metric over genes, sections and seeds, by model; an r that is not defined counts as 0."""
+    """Mean of each metric over genes, then over sections and seeds, by model; NaN counts as `NONE_IS_0` says."""
     found = {}
     for metric in metrics_of(table):
-        rows = of_genes(table, metric)
-        values = rows["value"].fillna(0.0).mask(rows["error"] != "") if metric == R else rows["value"]
-        found[metric] = values.groupby(rows["model"], sort=False).mean()
+        rows = of_genes(table[table["error"] == ""], metric)
+        rows = rows.fillna({"value": 0.0}) if metric in NONE_IS_0 else rows
+        by_section = rows.groupby(["model", "section", "seed"], sort=False)["value"].mean()
+        found[metric] = by_section.groupby(level="model", sort=False).mean()
     return found
 
 
