@@ -88,6 +88,7 @@ def test_names_are_text_wherever_they_stand(parsed):
     assert parsed.tags["script"] == 3
     assert parsed.tags.get("img", 0) == 0
     assert parsed.tags.get("b", 0) == parsed.tags.get("i", 0) == 0
+    assert "An audit of the folds found: the slides <overlap>." in parsed.text
     for name in ("mine & yours", invented.SECTIONS[0], "best<i>", "/a/<b>/c", "T<1>", "the slides <overlap>"):
         assert name in parsed.text
     assert parsed.data["genes"]["best<i>"]["genes"][0] == "EPCAM"

@@ -44,13 +44,14 @@ def of_evaluation(
     """
     return [
         *_of_split(table),
-        *_of_failures(found),
+        *_of_failures([score for score in found if score.kind == "model"]),
         *_of_number(table),
         *_of_coverage(curves),
         *_of_genes(chosen),
         *_of_flatness(table, chosen),
         *_of_panels(table),
         *of_maps(shown),
+        *_of_failures([score for score in found if score.kind != "model"]),
     ]
 
 

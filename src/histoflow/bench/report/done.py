@@ -91,8 +91,9 @@ def of_prediction(known: Mapping[str, Any], source: str, n_places: int, n_genes:
 
 
 def findings(protocol: Mapping[str, Any]) -> list[str]:
-    """What an auditor found against the folds, each sentence once."""
-    return list(dict.fromkeys(sentence for fold in _recorded(protocol).values() for sentence in _sentences(fold)))
+    """What an audit found against the folds, as one warning; none where it found nothing."""
+    found = list(dict.fromkeys(sentence for fold in _recorded(protocol).values() for sentence in _sentences(fold)))
+    return [f"An audit of the folds found: {listed(found, 6, '; ')}."] if found else []
 
 
 def _recorded(protocol: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

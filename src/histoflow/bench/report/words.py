@@ -35,7 +35,7 @@ METRICS = {
 IN_MODEL_TABLE = ("spearman", "partial_pearson", "mse_skill", "variance_ratio", "share_of_ceiling", "coverage_90")
 IN_GENE_TABLE = (
     *("pearson", "share_of_ceiling", "coverage_80", "coverage_90", "width_90"),
-    *("mse_skill", "variance_ratio", "partial_pearson", "moran_difference"),
+    *("mse_skill", "variance_ratio", "partial_pearson"),
 )
 OTHER = {
     "log1p": "the natural logarithm of 1 + x; a difference of 0.69 is a factor of two where counts are large",
@@ -48,11 +48,11 @@ OTHER = {
 }
 
 
-def listed(names: list[str] | tuple[str, ...], most: int = 12) -> str:
+def listed(names: list[str] | tuple[str, ...], most: int = 12, between: str = ", ") -> str:
     """Some names as a phrase, the rest as a number."""
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
-    return ", ".join(names)
+        return f"{between.join(names[:most])} and {len(names) - most} more"
+    return between.join(names)
 
 
 def number(value: float | None, digits: int = 3) -> str:
