@@ -11,19 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import Select, WebDriverWait
 from tests.bench import invented
 from tests.conftest import required
 
 from histoflow._errors import ReadError
 from histoflow.bench import evaluation_page, prediction_page
 from histoflow.bench.report import Picture
-
-selenium = pytest.importorskip("selenium", reason="selenium is not installed: pip install 'histoflow[dev]'")
-
-from selenium import webdriver  # noqa: E402  after the check that it is there
-from selenium.webdriver.common.by import By  # noqa: E402
-from selenium.webdriver.common.keys import Keys  # noqa: E402
-from selenium.webdriver.support.ui import Select, WebDriverWait  # noqa: E402
 
 BEST, FIRST, SECOND = "best<i>", *invented.SECTIONS
 PATIENCE_S = 30
