@@ -59,9 +59,14 @@ def gone(*_):
     raise ReadError("there is no prediction")
 
 
+def without_cd3e(fold, section, model, seed):
+    made = invented.read(fold, section, model, seed)
+    return made[:, made.var_names != "CD3E"] if section == SECOND else made
+
+
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory, table):
-    """Paths of both pages, and of one without any prediction to map."""
+    """Paths of both pages, of one without a prediction to map, and of one whose folds differ in their genes."""
     folder = tmp_path_factory.mktemp("pages")
     picture = Picture(invented.white_jpeg(), (400.0, 1300.0, 400.0, 1300.0))
     made = invented.calibrated(invented.prediction(FIRST))
@@ -70,6 +75,7 @@ def pages(tmp_path_factory, table):
         "evaluation": evaluation_page(table, invented.read, pictures={FIRST: picture}, source="/a/<b>/c"),
         "prediction": prediction_page(made, picture=picture, source="/a/<b>.h5ad"),
         "bare": evaluation_page(table, gone),
+        "differing": evaluation_page(table[(table["section"] != SECOND) | (table["gene"] != "CD3E")], without_cd3e),
     }
     for name, text in texts.items():
         (folder / f"{name}.html").write_text(text, encoding="utf-8")
@@ -162,6 +168,17 @@ def test_a_page_without_predictions_has_its_tables_and_charts(browser, pages):
     assert first_column(browser)[0] == "EPCAM"
     bars = browser.execute_script("return document.getElementById('model-chart').data[0].x.length")
     assert bars == len(invented.QUALITY)
+
+
+def test_a_gene_that_a_section_lacks_is_said_with_the_sections_that_have_it(browser, pages):
+    show(browser, pages["differing"])
+    pick(browser, "CD3E")
+    assert len(colours(browser, "map-predicted")) == invented.N_SPOTS
+    Select(browser.find_element(By.ID, "section")).select_by_visible_text(SECOND)
+    assert text(browser, "map-predicted") == f"CD3E is not on the gene list of {SECOND}; it is on that of {FIRST}."
+    pick(browser, "EPCAM")
+    np.testing.assert_allclose(colours(browser, "map-predicted"), invented.prediction(SECOND).X[:, 0], atol=1e-4)
+    assert browser.get_log("browser") == []
 
 
 def test_a_request_is_refused_by_the_page_itself(evaluation):
@@ -276,7 +293,10 @@ def test_the_download_is_the_table_and_runs_no_formula(evaluation, table):
     assert rows[-1][:2] == [invented.FLAT, ""]
 
 
-def test_charts_hold_the_tables_numbers(evaluation):
+def test_charts_hold_the_tables_numbers(evaluation, table):
+    r = evaluation.execute_script("return document.getElementById('gene-chart').data[0].y")
+    assert r[:-1] == pytest.approx([r_of(table, gene) for gene in first_column(evaluation)[:-1]], abs=6e-5)
+    assert r[-1] is None
     bars = evaluation.execute_script("const [bars] = document.getElementById('model-chart').data; return bars.x")
     assert len(bars) == len(invented.QUALITY)
     cells = evaluation.find_elements(By.CSS_SELECTOR, "#model-table tbody tr td:nth-of-type(1)")

@@ -13,7 +13,7 @@ from tests.bench import invented
 
 from histoflow._errors import MissingDependencyError, MissingSlotError, ReadError
 from histoflow._keys import UNS
-from histoflow.bench.report import Picture, cautions, evaluation, evaluation_page, page, prediction_page, words
+from histoflow.bench.report import Picture, cautions, evaluation_page, maps, page, prediction_page, scores, words
 from histoflow.bench.report.evaluation import verdict
 from histoflow.bench.report.page import as_script_data
 from histoflow.bench.report.scores import Score
@@ -185,12 +185,22 @@ def test_areas_of_one_section_go_by_their_folds():
 
 
 def test_very_many_genes_are_cut_and_it_is_said(monkeypatch):
-    monkeypatch.setattr(evaluation, "MOST_ROWS", 3)
-    monkeypatch.setattr(evaluation, "MOST_GENES", 2)
+    monkeypatch.setattr(scores, "MOST_ROWS", 3)
+    monkeypatch.setattr(maps, "MOST_GENES", 2)
     parsed = Elements(evaluation_page(invented.table(), invented.read))
     assert len(parsed.data["genes"]["best<i>"]["genes"]) == 3
     assert "4 more genes are in results.parquet" in parsed.text
     assert parsed.data["sections"][0]["genes"] == ["EPCAM", invented.FLAT]  # the best and the worst
+    of_prediction = Elements(prediction_page(without_counts()))
+    assert len(of_prediction.data["genes"]["best<i>"]["genes"]) == 3
+    assert "4 more genes are in the file" in of_prediction.text
+    assert "2 of 7 genes are offered" in of_prediction.text
+
+
+def test_several_seeds_are_told():
+    table = invented.table()
+    text = Elements(evaluation_page(pd.concat([table, table.assign(seed=3)]), invented.read)).text
+    assert "Figures are means over the seeds 0, 3; the maps are of seed 0." in text
 
 
 # The answer

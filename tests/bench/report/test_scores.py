@@ -125,7 +125,7 @@ def test_the_curve_holds_observed_coverage_by_level():
 
 
 def test_a_table_of_something_else_is_refused():
-    with pytest.raises(ReadError, match="lacks the columns fold, shares"):
+    with pytest.raises(ReadError, match="lacks the columns dataset, by, fold, shares"):
         check_table(pd.DataFrame({"task": ["IDC"]}))
     table = invented.table()
     with pytest.raises(ReadError, match="no row of metric pearson"):

@@ -50,6 +50,7 @@ def of_evaluation(
         *_of_genes(chosen),
         *_of_flatness(table, chosen),
         *_of_panels(table),
+        *_of_seeds(table),
         *of_maps(shown),
         *_of_failures([score for score in found if score.kind != "model"]),
     ]
@@ -83,6 +84,15 @@ def _of_number(table: pd.DataFrame) -> list[str]:
     return [
         f"{held_out} held out, too few for an interval around the means: read the single points, and take small "
         "differences between models for nothing."
+    ]
+
+
+def _of_seeds(table: pd.DataFrame) -> list[str]:
+    seeds = sorted(int(seed) for seed in table["seed"].unique())
+    if len(seeds) < 2:
+        return []
+    return [
+        f"Figures are means over the seeds {listed([str(seed) for seed in seeds])}; the maps are of seed {seeds[0]}."
     ]
 
 

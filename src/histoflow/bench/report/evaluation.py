@@ -12,7 +12,7 @@ from anndata import AnnData
 from histoflow._errors import HistoflowError
 from histoflow._keys import facts
 from histoflow.bench.report import cautions, done, words
-from histoflow.bench.report.maps import MOST_GENES, Picture, Shown, shown_sections
+from histoflow.bench.report.maps import Picture, Shown, mapped_genes, shown_sections
 from histoflow.bench.report.page import render
 from histoflow.bench.report.scores import (
     CEILING,
@@ -22,15 +22,14 @@ from histoflow.bench.report.scores import (
     by_gene,
     check_table,
     coverage_curve,
+    first_rows,
     means,
+    n_cut,
     of_genes,
     scores,
     sections_of,
 )
 from histoflow.bench.report.words import listed, number
-
-MOST_ROWS = 1000
-"""Genes in the table of a page."""
 
 ReadPrediction = Callable[[str, str, str, int], AnnData]
 """Gives what was predicted, by fold, section, model and seed; raises an error of ours where there is none."""
@@ -86,8 +85,8 @@ def evaluation_page(
         "done": done.of_evaluation(table, protocol or {}, known, source, shown.trained_on),
         "glossary": _glossary(table),
         "calibrated": bool(curves),
-        "n_genes_cut": max(0, len(genes[chosen.model]["genes"]) - MOST_ROWS),
-        "n_mapped": len(_mapped_genes(genes[chosen.model]["genes"])),
+        "n_genes_cut": n_cut(genes[chosen.model]),
+        "n_mapped": len(mapped_genes(genes[chosen.model]["genes"])),
     }
     data = {
         "models": [_chart_row(score) for score in found],
@@ -95,7 +94,7 @@ def evaluation_page(
         "chosen": chosen.model,
         "sections": shown.sections,
         "mapped": shown.models,
-        "genes": {model: _first_rows(rows) for model, rows in genes.items()},
+        "genes": {model: first_rows(rows) for model, rows in genes.items()},
         "columns": _columns(table),
         "curves": curves,
         "scale": str(known.get("scale", "log1p")),
@@ -221,18 +220,6 @@ def _glossary(table: pd.DataFrame) -> list[tuple[str, str]]:
     return [*there, *words.OTHER.items()]
 
 
-def _first_rows(rows: dict[str, Any]) -> dict[str, Any]:
-    """The first genes of a model's figures."""
-    cut = {key: {name: values[:MOST_ROWS] for name, values in rows[key].items()} for key in ("metrics", "by_section")}
-    return {"genes": rows["genes"][:MOST_ROWS], **cut}
-
-
-def _mapped_genes(ranked: Sequence[str]) -> list[str]:
-    """All genes, or of very many some, from the best to the worst at even distances in rank."""
-    places = np.linspace(0, len(ranked) - 1, min(MOST_GENES, len(ranked))).round().astype(int)
-    return [ranked[place] for place in places]
-
-
 def _shown(
     table: pd.DataFrame,
     found: Sequence[Score],
@@ -249,7 +236,7 @@ def _shown(
         sections_of(table),
         [chosen.model, *others],
         lambda section, model: read(str(place["fold"][section]), str(place["of_section"][section]), model, seed),
-        genes=_mapped_genes(ranked),
+        genes=mapped_genes(ranked),
         pictures={str(name): pictures[of] for name, of in place["of_section"].items() if of in pictures},
     )
 

@@ -95,6 +95,12 @@ class Shown:
     cuts: dict[str, _Cut] = field(default_factory=dict)
 
 
+def mapped_genes(ranked: Sequence[str]) -> list[str]:
+    """All genes, or of very many some, from the first to the last at even distances in rank."""
+    places = np.linspace(0, len(ranked) - 1, min(MOST_GENES, len(ranked))).round().astype(int)
+    return [ranked[place] for place in places]
+
+
 def shown_sections(
     sections: Sequence[str],
     models: Sequence[str],

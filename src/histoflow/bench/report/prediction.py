@@ -10,9 +10,9 @@ from anndata import AnnData
 from histoflow._errors import MissingSlotError
 from histoflow._keys import HELD_OUT_R, LOWER, STD, UPPER, facts
 from histoflow.bench.report import cautions, done, words
-from histoflow.bench.report.maps import MOST_GENES, UNFAMILIAR, Picture, shown_sections
+from histoflow.bench.report.maps import UNFAMILIAR, Picture, mapped_genes, shown_sections
 from histoflow.bench.report.page import render
-from histoflow.bench.report.scores import numbers
+from histoflow.bench.report.scores import first_rows, n_cut, numbers
 from histoflow.bench.report.words import number
 
 _LIMITS = (
@@ -54,7 +54,7 @@ def prediction_page(
         raise MissingSlotError('the AnnData has no uns["histoflow"]["method"]; give a prediction of histoflow predict')
     model, name = str(known["method"]), str(known.get("section") or "slide")
     ranked = _ranked(predicted)
-    mapped = [ranked[i] for i in np.linspace(0, len(ranked) - 1, min(MOST_GENES, len(ranked))).round().astype(int)]
+    mapped, genes = mapped_genes(ranked), _genes(predicted, ranked)
     shown = shown_sections(
         [name], [model], lambda *_: predicted, genes=mapped, pictures={} if picture is None else {name: picture}
     )
@@ -70,6 +70,7 @@ def prediction_page(
         "glossary": _glossary(predicted),
         "n_mapped": len(mapped),
         "n_genes": predicted.n_vars,
+        "n_genes_cut": n_cut(genes),
     }
     data = {
         "models": [],
@@ -77,7 +78,7 @@ def prediction_page(
         "chosen": model,
         "sections": shown.sections,
         "mapped": shown.models,
-        "genes": {model: _genes(predicted, ranked)},
+        "genes": {model: first_rows(genes)},
         "columns": _columns(predicted),
         "curves": {},
         "scale": str(known.get("scale", "log1p")),

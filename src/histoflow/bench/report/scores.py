@@ -18,12 +18,14 @@ CEILING = "(ceiling)"
 """Model of the rows that hold the noise ceiling: what the counts allow, not what a model reached."""
 POOLED = "pooled"
 """Section of rows over all sections of a fold together, where a table has them."""
+MOST_ROWS = 1000
+"""Genes in the table of a page."""
 R = "pearson"
 NONE_IS_0 = (R, "spearman", "partial_pearson", "mse_skill", "variance_ratio")
 """Metrics of which a gene without a defined value counts as 0, as in `bench.summary`."""
 BASELINES = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, LocationBaseline.name)
 ORACLES = (true_totals_name(LibrarySizeBaseline.name),)
-_COLUMNS = ("fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
+_COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,17 @@ def _mean_by_gene(rows: pd.DataFrame, metric: str) -> pd.Series:
     nowhere = values.isna().groupby(level=0).all()
     filled = values.fillna(0.0) if metric in NONE_IS_0 else values
     return filled.groupby(level=0).mean().mask(nowhere)
+
+
+def first_rows(rows: dict[str, Any]) -> dict[str, Any]:
+    """The figures of the first genes, as many as the table of a page has."""
+    cut = {key: {name: values[:MOST_ROWS] for name, values in rows[key].items()} for key in ("metrics", "by_section")}
+    return {"genes": rows["genes"][:MOST_ROWS], **cut}
+
+
+def n_cut(rows: dict[str, Any]) -> int:
+    """How many genes `first_rows` leaves out."""
+    return max(0, len(rows["genes"]) - MOST_ROWS)
 
 
 def numbers(values: np.ndarray, digits: int = 4) -> list[float | None]:

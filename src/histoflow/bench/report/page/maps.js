@@ -174,7 +174,9 @@ function drawMaps(state) {
   const found = drawn(state);
   const [measured, predicted, width] = ["map-measured", "map-predicted", "map-width"].map((id) => document.getElementById(id));
   if (!found) {
-    const note = `${state.gene} is not on the gene list of ${state.section}, or ${state.model} has no map of it.`;
+    const there = DATA.sections.filter((one) => one.genes.includes(state.gene)).map((one) => one.name);
+    const note = there.includes(state.section) ? `${state.model} has no map of ${state.section}.`
+      : `${state.gene} is not on the gene list of ${state.section}; it is on that of ${there.join(", ")}.`;
     MAPS.forEach((map) => absent(map, note));
     return Promise.resolve(drawScatter(null, state));
   }
