@@ -14,13 +14,13 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$*]"
 	@touch $@
 
-demo: $(VENV)/.stamp-slides
+demo: $(VENV)/.stamp-slides $(VENV)/.stamp-report
 	$(BIN)/histoflow demo --out $(OUT)
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
 
-install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-dev
+install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff check src tests benchmarks docs

@@ -37,12 +37,14 @@ from histoflow.cli.stpath import (
 @click.option("--out", type=PATH, default=Path("demo"), show_default=True)
 @json_option
 def demo(dataset: str, out: Path, as_json: bool) -> None:
-    """Fit, predict a held-out section, evaluate and draw, on built-in data."""
+    """Fit, predict a held-out section, evaluate, draw and report, on built-in data."""
     from histoflow import workflow
 
     result = workflow.demo(out, dataset=dataset)
     scores = "\n".join(f"  {model:40s} {r:.3f}" for model, r in result["mean_r"].items())
+    pages = "\n".join(f"report of {name}: {path}" for name, path in result["reports"].items())
     text = f"mean r over genes on the held-out section of {dataset}:\n{scores}\nfigures, model and table are in {out}"
+    text = f"{text}\n{pages}"
     say(result, text, as_json=as_json)
 
 

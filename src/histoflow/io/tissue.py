@@ -70,14 +70,14 @@ def check_on_tissue(wsi: WSIData, xy: NDArray[np.float64], name: str) -> None:
     )
 
 
-def thumbnail(wsi: WSIData) -> RGB:
-    """The slide reduced by area mean to at most 512 pixels a side, (height, width, 3)."""
+def thumbnail(wsi: WSIData, *, most_px: int = _THUMBNAIL_PX) -> RGB:
+    """The slide reduced by area mean to at most `most_px` pixels a side, (height, width, 3)."""
     shapes = wsi.properties.level_shape
-    level = max((i for i, shape in enumerate(shapes) if max(shape) >= _THUMBNAIL_PX), default=0)
+    level = max((i for i, shape in enumerate(shapes) if max(shape) >= most_px), default=0)
     height, width = shapes[level]
     reader: Any = wsi.reader
     image = reader.get_region(0, 0, width, height, level=level)
-    step = -(-max(height, width) // _THUMBNAIL_PX)
+    step = -(-max(height, width) // most_px)
     rows, columns = height // step, width // step
     blocks = image[: rows * step, : columns * step].reshape(rows, step, columns, step, 3)
     reduced: RGB = blocks.mean(axis=(1, 3)).astype(np.uint8)

@@ -15,6 +15,7 @@ from histoflow.workflow.cohorts import (
 from histoflow.workflow.demo import demo
 from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, slide_thumbnail
 from histoflow.workflow.hest import hest_bench
+from histoflow.workflow.reports import report
 from histoflow.workflow.slides import (
     Pairs,
     available_backbones,
@@ -48,6 +49,7 @@ __all__ = [
     "predict_slide",
     "predict_to_file",
     "read_visium_with_image",
+    "report",
     "resolve",
     "slide_thumbnail",
     "spot_features",

@@ -1,4 +1,4 @@
-"""The whole story on one data set, for a newcomer: fit, score on a held-out section, predict a slide without counts."""
+"""The whole story on one data set: fit, score on a held-out section, predict a slide without counts, report."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from histoflow._errors import OptionError
 from histoflow._keys import SPATIAL_UM, facts
 from histoflow.workflow.cohorts import predict_slide, write_h5ad
 from histoflow.workflow.evaluation import N_SHOWN, evaluate, slide_thumbnail
+from histoflow.workflow.reports import report
 
 _DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
 """Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
@@ -24,7 +25,7 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
     Parameters
     ----------
     out
-        Folder of models, predictions, table and figures.
+        Folder of models, predictions, table, figures and reports.
     dataset
         ``"toy"``, built in; ``"her2st"`` or ``"breast"``, public sections fetched on request, the last one held out.
     seed
@@ -32,7 +33,7 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
 
     Returns
     -------
-    Where everything is, and the mean r of every model on the held-out section.
+    Where everything is, reports by what they are of, and the mean r of every model on the held-out section.
 
     Raises
     ------
@@ -40,18 +41,24 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
         If the data set is not offered.
     ReadError
         If it cannot be fetched.
+    MissingDependencyError
+        If the libraries of the report are not installed.
     """
+    bench.check_library()  # before minutes of work
     folder = Path(out)
     cohort = _demo_cohort(dataset, seed)
     estimators = dict(bench.default_models())
     estimators["stflow"] = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
     table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
     saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
+    reports = {"evaluation": report(folder, folder / "report.html")}
     for query in cohort.queries:
         _draw_query(models.load(saved), query, folder)
+        reports[query.section] = report(folder / f"{query.section}.h5ad", folder / f"{query.section}.html")
     scores = bench.summary(table)
     of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
-    return {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
+    told = {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
+    return told | {"reports": {name: str(path) for name, path in reports.items()}}
 
 
 def _demo_cohort(dataset: str, seed: int) -> io.Cohort:

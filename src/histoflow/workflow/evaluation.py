@@ -15,6 +15,7 @@ from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
 from histoflow.workflow.cohorts import FEATURES, embed_for, look_through, named
+from histoflow.workflow.reports import keep_pictures
 from histoflow.workflow.zeroshot import tell_stpath
 
 if TYPE_CHECKING:
@@ -116,21 +117,22 @@ def evaluate(
 
 
 def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
-    """Draw the figures of an evaluation: models, genes, and maps of every held-out section.
+    """Draw the figures of an evaluation: models, genes, and maps of every held-out section; keep pictures for a report.
 
     Parameters
     ----------
     table
         From `bench.run`.
     out
-        The folder that it wrote to; figures go to ``figures/`` in it.
+        The folder that it wrote to; figures go to ``figures/`` in it, pictures of tissue to ``thumbnails/``.
     sections
         The sections of that run.
 
     Returns
     -------
-    The files.
+    The figures' files.
     """
+    keep_pictures(out, sections, table["section"].unique())
     scores = bench.summary(table)
     of_r = scores[scores["metric"] == "pearson"]
     label = "; ".join(dict.fromkeys(table["shares"]))
