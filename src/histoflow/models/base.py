@@ -73,7 +73,6 @@ class Estimator(ABC):
         self.pitch_um_ = float("nan")
         self.training_: dict[str, Any] = {}
 
-    @final
     @property
     def slot(self) -> str | None:
         """``obsm`` entry that it looks at: the encoder's, or that of its super-pixels; None for no image."""
@@ -134,7 +133,7 @@ class Estimator(ABC):
             "missing": missing,
             "taken_for_zero": {section_name(s): lacking for s in kept if (lacking := missing_genes(s, genes))},
         }
-        self.training_ |= self._fit(measured)
+        self.training_ |= self._learn(kept, measured, missing)
         return self
 
     @final
@@ -174,6 +173,7 @@ class Estimator(ABC):
         if len(draws) > 1:
             predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
         predicted.uns[UNS] |= {"samples": draws} if return_samples else {}
+        self._complete(predicted, section)
         return predicted
 
     @final
@@ -233,7 +233,6 @@ class Estimator(ABC):
         """Make an estimator, not fitted, of what `options` returned."""
         return cls(**options)
 
-    @final
     def clone(self, **changes: Any) -> Self:
         """Make an estimator, not fitted, with the same options except for `changes`."""
         return self.from_options(self.options() | changes)
@@ -272,6 +271,13 @@ class Estimator(ABC):
             "trained_on": list(self.training_.get("sections", [])),
             "versions": _versions(),
         }
+
+    def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
+        """Learn from training sections, and what was taken from them; an estimator needs the latter alone."""
+        return self._fit(measured)
+
+    def _complete(self, predicted: AnnData, section: AnnData) -> None:
+        """Add to a prediction, in place, what is more than expression and its spread."""
 
     @abstractmethod
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:

@@ -1,0 +1,164 @@
+"""Calibrated: an estimator whose predictions say how far the measured value may be, as the cross-fit found it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Self, final
+
+import numpy as np
+from anndata import AnnData
+
+from histoflow._errors import NotFittedError, OptionError, SplitError
+from histoflow._keys import (
+    HELD_OUT_R,
+    LOWER,
+    QUANTILE_LEVELS,
+    RESIDUAL_QUANTILES,
+    SCALE,
+    UNFAMILIAR,
+    UNS,
+    UPPER,
+    Missing,
+)
+from histoflow.models.base import Arrays, Estimator
+from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
+from histoflow.models.kinds import KINDS
+from histoflow.models.residuals import LEVELS, ResidualScale, conformal_quantiles
+from histoflow.models.spots import Floats, Measured, Spots
+from histoflow.models.unfamiliar import Familiar
+from histoflow.stats.intervals import central_levels, predictive_quantiles
+
+_ESTIMATOR, _SCALE, _QUANTILES, _FAMILIAR = "estimator/", "scale/", "quantiles", "familiar/"
+
+
+@final
+class Calibrated(Estimator):
+    """Predictions with intervals of the measured value, from what the same estimator did on held-out training spots.
+
+    The estimator is cross-fitted on its training sections: whole sections are held out where there are three or more,
+    else spatial blocks. Residuals there, in units of a spread that grows with the predicted expression as far as they
+    say so, give the quantiles of every gene (split conformal prediction with a normalised score, Lei et al., JASA 2018;
+    cross-conformal, Vovk 2015). They hold for tissue that is as near to the training sections as these are to each
+    other: serial sections of one patient give no guarantee for another patient.
+
+    Parameters
+    ----------
+    estimator
+        What predicts; not fitted here, a clone of it is.
+    level
+        Part of the measured values that an interval is to hold, in (0, 1).
+
+    Raises
+    ------
+    OptionError
+        If the level is not in (0, 1), or the estimator is calibrated already or learns nothing.
+    """
+
+    name: ClassVar[str] = "calibrated"
+
+    def __init__(self, estimator: Estimator, level: float = 0.9) -> None:
+        if isinstance(estimator, Calibrated) or not estimator.learns:
+            raise OptionError(f"{estimator.name} cannot be calibrated; give an estimator that learns and is not yet")
+        super().__init__(encoder=estimator.encoder, normalize=estimator.normalize, seed=estimator.seed)
+        if not 0 < level < 1:
+            raise OptionError(f"level is {level}; give a part above 0 and below 1, as 0.9")
+        self.estimator = estimator
+        self.level = float(level)
+        self._inner: Estimator | None = None
+        self._scale: ResidualScale | None = None
+        self._quantiles: Floats | None = None
+        self._familiar: Familiar | None = None
+
+    @property
+    def slot(self) -> str | None:
+        """``obsm`` entry that the estimator looks at."""
+        return self.estimator.slot
+
+    def options(self) -> dict[str, Any]:
+        """Arguments of the constructor, as JSON holds them."""
+        told = {"name": self.estimator.name, "options": self.estimator.options()}
+        return {"estimator": told, "level": self.level}
+
+    def identity(self) -> dict[str, Any]:
+        """Everything that a fit depends on beside its data."""
+        return {"estimator": [self.estimator.name, self.estimator.identity()], "level": self.level}
+
+    @classmethod
+    def from_options(cls, options: Mapping[str, Any]) -> Self:
+        """Make an estimator, not fitted, of what `options` returned."""
+        told = options["estimator"]
+        return cls(KINDS[told["name"]].from_options(told["options"]), options["level"])
+
+    def clone(self, **changes: Any) -> Self:
+        """Make one, not fitted, whose estimator has these options changed."""
+        return type(self)(self.estimator.clone(**changes), self.level)
+
+    def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
+        folds = training_folds(sections)
+        if not folds.folds:
+            raise SplitError(f"intervals need held-out spots, and the folds hold out {folds.how}; give level off")
+        with_spots = [section for section in sections if section.n_obs]
+        found = cross_fit(self.estimator, sections, folds, panel=self._fitted(), missing=missing)
+        self._inner = self.estimator.clone().fit(with_spots, panel=self._fitted(), missing=missing)
+        told = self._calibrate(found, measured)
+        return {**self._inner.training_, **told, "calibrated_on": folds.how, HELD_OUT_R: found.held_out_r()}
+
+    def _calibrate(self, found: CrossFit, measured: list[Measured]) -> dict[str, Any]:
+        residuals = found.measured.astype(np.float64) - found.predicted
+        self._scale = ResidualScale.fit(found.predicted, residuals)
+        self._quantiles = conformal_quantiles(residuals / self._scale(found.predicted))
+        self._familiar = Familiar.fit([part.spots for part in measured]) if self.slot else None
+        return {"n_calibrated_on": len(residuals), "follows_prediction": int((self._scale.slope != 0).sum())}
+
+    def _fit(self, measured: list[Measured]) -> dict[str, Any]:
+        raise NotFittedError("a calibrated estimator learns from sections; call fit")
+
+    def _draw(self, spots: Spots, n_samples: int) -> Floats:
+        return self._parts()[0]._draw(spots, n_samples)
+
+    def _spots(self, section: AnnData) -> Spots:
+        return self._parts()[0]._spots(section)
+
+    def _facts(self, section: AnnData, n_draws: int) -> dict[str, Any]:
+        told = self._parts()[0]._facts(section, n_draws)
+        return told | {"level": self.level, QUANTILE_LEVELS: LEVELS, "calibrated_on": self.training_["calibrated_on"]}
+
+    def _complete(self, predicted: AnnData, section: AnnData) -> None:
+        _, scale, quantiles = self._parts()
+        mean = np.asarray(predicted.X)
+        predicted.layers[SCALE] = scale(mean).astype(np.float32)
+        predicted.varm[RESIDUAL_QUANTILES] = quantiles
+        ends = predictive_quantiles(mean, predicted.layers[SCALE], quantiles, LEVELS, central_levels(self.level))
+        predicted.layers[LOWER], predicted.layers[UPPER] = ends.astype(np.float32)
+        if self._familiar is not None:
+            predicted.obs[UNFAMILIAR] = self._familiar.unfamiliar(self._spots(section).embedding)
+
+    def _parts(self) -> tuple[Estimator, ResidualScale, Floats]:
+        if self._inner is None or self._scale is None or self._quantiles is None:
+            raise NotFittedError("Calibrated is not fitted; call fit first")
+        return self._inner, self._scale, self._quantiles
+
+    def _state(self) -> Arrays:
+        inner, scale, quantiles = self._parts()
+        familiar = {} if self._familiar is None else self._familiar.arrays()
+        return {
+            **{_ESTIMATOR + key: value for key, value in inner._state().items()},
+            **{_SCALE + key: value for key, value in vars(scale).items()},
+            **{_FAMILIAR + key: value for key, value in familiar.items()},
+            _QUANTILES: quantiles,
+        }
+
+    def _restore(self, arrays: Arrays) -> None:
+        inner = self.estimator.clone()
+        inner.panel_, inner.embedding_, inner.pitch_um_ = self.panel_, self.embedding_, self.pitch_um_
+        inner.training_ = self.training_
+        inner._restore(_under(_ESTIMATOR, arrays))
+        familiar = _under(_FAMILIAR, arrays)
+        self._inner, self._quantiles = inner, arrays[_QUANTILES]
+        self._scale = ResidualScale(**_under(_SCALE, arrays))
+        self._familiar = Familiar.of(familiar) if familiar else None
+
+
+def _under(prefix: str, arrays: Arrays) -> Arrays:
+    """The arrays whose names begin with `prefix`, without it."""
+    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

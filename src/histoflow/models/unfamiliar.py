@@ -1,0 +1,79 @@
+"""Unfamiliar tissue: places whose embedding lies farther from all training spots than these lie from each other."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.spatial import KDTree
+
+from histoflow.models.member import Projection
+from histoflow.models.spots import Floats, Spots
+
+_N_COMPONENTS = 30
+_MOST_SPOTS = 4096
+_QUANTILE = 0.99
+"""So many training spots are familiar to the other training sections."""
+_PROJECTION, _SPOTS, _FARTHEST = "projection/", "spots", "farthest"
+
+
+@dataclass(frozen=True)
+class Familiar:
+    """Training spots, and how far a familiar place may be from the nearest of them.
+
+    Attributes
+    ----------
+    projection
+        Of embeddings, onto principal components.
+    spots
+        Training spots on them, shape (n_spots, n_components); at most 4,096, at even steps.
+    farthest
+        Distance from the nearest training spot up to which a place is familiar.
+    """
+
+    projection: Projection
+    spots: Floats
+    farthest: float
+
+    @classmethod
+    def fit(cls, sections: Sequence[Spots]) -> Familiar:
+        """Measure how far training spots are from the other training sections; of one section, from its other half."""
+        embedding = np.concatenate([section.embedding for section in sections])
+        projection = Projection.fit(embedding, _N_COMPONENTS, whitening=0.5)
+        parts = [projection(section.embedding).numpy() for section in sections]
+        if len(parts) == 1:
+            parts = [half[0] for half in _halves(parts[0], sections[0])]
+        away = [
+            KDTree(np.concatenate(parts[:i] + parts[i + 1 :])).query(part)[0]
+            for i, part in enumerate(parts)
+            if len(parts) > 1
+        ]
+        everything = np.concatenate(parts)
+        kept = everything[:: 1 + (len(everything) - 1) // _MOST_SPOTS]
+        return cls(projection, kept, float(np.quantile(np.concatenate(away), _QUANTILE)))
+
+    def unfamiliar(self, embedding: Floats) -> NDArray[np.bool_]:
+        """Whether places (n_places, n_features) are unlike all that was seen in training: (n_places,)."""
+        away, _ = KDTree(self.spots).query(self.projection(embedding).numpy())
+        return np.asarray(away > self.farthest)
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The numbers, by name, for a file."""
+        named = {_PROJECTION + key: value for key, value in vars(self.projection).items()}
+        return named | {_SPOTS: self.spots, _FARTHEST: np.array([self.farthest])}
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> Familiar:
+        """Make it of what `arrays` returned."""
+        parts = {k.removeprefix(_PROJECTION): v for k, v in arrays.items() if k.startswith(_PROJECTION)}
+        return cls(Projection(**parts), arrays[_SPOTS], float(arrays[_FARTHEST][0]))
+
+
+def _halves(components: Floats, spots: Spots) -> list[tuple[Floats]]:
+    """A section cut in two across its longer side."""
+    side = int(np.argmax(np.ptp(spots.xy_um, axis=0)))
+    first = spots.xy_um[:, side] <= np.median(spots.xy_um[:, side])
+    return [(components[first],), (components[~first],)]
