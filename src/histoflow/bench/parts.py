@@ -22,7 +22,7 @@ from histoflow.stats.splits import Fold
 
 MEASURED = "measured"
 """``layers`` entry of kept predictions: what was measured at the same spots, on the same scale."""
-_FORMAT = 2
+_FORMAT = 3
 _KEY = "evaluation"
 
 

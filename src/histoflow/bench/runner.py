@@ -14,6 +14,7 @@ from histoflow._errors import HistoflowError, OptionError, SplitError
 from histoflow._keys import Missing, facts, section_name
 from histoflow._progress import track
 from histoflow.bench.parts import Job, Keeper, write_table
+from histoflow.bench.scores import LEFT_OUT, pooled, score
 from histoflow.models import (
     Auto,
     ColorBaseline,
@@ -25,7 +26,7 @@ from histoflow.models import (
 )
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
-from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
+from histoflow.stats.metrics import mean_with_nan_as_zero
 from histoflow.stats.splits import Fold, Level, SectionFacts, check_level, describe_shares, leave_one_out
 
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
@@ -76,8 +77,10 @@ def run(
     -------
     One row per dataset, by, fold, shares, section, model, seed, gene and metric, with `value`, and `error` where a
     model could not be scored. Metrics, each over the spots of one section: pearson, spearman, mse_skill (against the
-    mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts). ``attrs`` tells
-    panel rule and hash by fold, scale, and spots left out.
+    mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts), moran_measured,
+    moran_predicted, moran_difference, ssim; of predictions with intervals coverage and width of central intervals of
+    50, 80 and 90 %, and crps; with an empty gene svg_overlap; with an empty section pearson_pooled, over the spots of
+    all test sections together. ``attrs`` tells panel rule and hash by fold, scale, and spots left out.
 
     Raises
     ------
@@ -115,7 +118,10 @@ def run(
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over genes (NaN counted as 0), by metric, model and fold, then over sections and seeds.
+    """Mean over genes, by metric, model and fold, then over sections and seeds.
+
+    A NaN counts as 0, except in metrics where it says something of the measurement rather than of the model
+    (`scores.LEFT_OUT`, such as moran_measured, ssim and share_of_ceiling): there it is left out.
 
     Returns
     -------
@@ -123,11 +129,21 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (model, metric, fold), part in table.groupby(["model", "metric", "fold"], sort=False):
-        scores = [mean_with_nan_as_zero(g["value"].to_numpy(float)) for _, g in part.groupby(["section", "seed"])]
+        groups = [group["value"].to_numpy(float) for _, group in part.groupby(["section", "seed"])]
+        means = [_mean(values, leave_out=metric in LEFT_OUT) for values in groups]
         failed = bool((part["error"] != "").all())
-        value = float("nan") if failed else float(np.mean([score.mean for score in scores]))
-        rows.append((model, metric, fold, value, sum(score.n_nan for score in scores)))
+        defined = [mean for mean in means if not np.isnan(mean)]
+        value = float("nan") if failed or not defined else float(np.mean(defined))
+        rows.append((model, metric, fold, value, sum(int(np.isnan(values).sum()) for values in groups)))
     return pd.DataFrame(rows, columns=["model", "metric", "fold", "value", "n_nan"])
+
+
+def _mean(values: np.ndarray, *, leave_out: bool) -> float:
+    """Mean over genes; NaN where all of them are left out."""
+    if not leave_out:
+        return mean_with_nan_as_zero(values).mean
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
 def _facts_of(section: AnnData) -> SectionFacts:
@@ -204,16 +220,34 @@ def _score(job: Job, keeper: Keeper) -> pd.DataFrame:
     measure = partial(panel_log1p, panel=job.panel, normalize=fitted.normalize, missing=job.missing)
     measured_train = [measure(section) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
-    rows = []
+    rows, found = [], _Found()
     for section in job.test:
         measured = measure(section)
         for model, predicted in _predictions(job.model, fitted, section).items():
             if isinstance(predicted, HistoflowError):
                 rows.append(_failed(job.panel, section, model, str(predicted)))
                 continue
-            rows.append(_metrics(measured, predicted, baseline, section).assign(model=model))
+            rows.append(score(measured, predicted, baseline, section).assign(model=model))
+            found.add(model, measured, predicted)
             keeper.prediction(predicted, measured, section=section, model=model)
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat([*rows, *found.pooled(job.panel)], ignore_index=True)
+
+
+class _Found:
+    """What a fold's models predicted of its sections, for the figures of all its spots together."""
+
+    def __init__(self) -> None:
+        self._of_model: dict[str, list[tuple[np.ndarray, AnnData]]] = {}
+
+    def add(self, model: str, measured: np.ndarray, predicted: AnnData) -> None:
+        """Take one section's measured expression (n_spots, n_genes) and the prediction of it."""
+        self._of_model.setdefault(model, []).append((measured, predicted))
+
+    def pooled(self, panel: Panel) -> Iterable[pd.DataFrame]:
+        """Rows of each model over all sections."""
+        for model, pairs in self._of_model.items():
+            measured, predicted = zip(*pairs, strict=True)
+            yield pooled(measured, predicted, panel.genes).assign(model=model)
 
 
 def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, AnnData | HistoflowError]:
@@ -228,20 +262,6 @@ def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, An
         oracle = fitted.predict_given_totals(section, library_size(section))
         found[true_totals_name(name)] = oracle
     return found
-
-
-def _metrics(measured: np.ndarray, predicted: AnnData, baseline: np.ndarray, section: AnnData) -> pd.DataFrame:
-    expression = np.asarray(predicted.X)
-    values = {
-        "pearson": pearson(measured, expression),
-        "spearman": spearman(measured, expression),
-        "mse_skill": mse_skill(measured, expression, baseline=baseline),
-        "variance_ratio": variance_ratio(measured, expression),
-        "partial_pearson": partial_pearson(measured, expression, covariate=np.log1p(library_size(section))),
-    }
-    wide = pd.DataFrame(values, index=pd.Index(predicted.var_names, name="gene")).reset_index()
-    long = wide.melt(id_vars="gene", var_name="metric", value_name="value")
-    return long.assign(section=section_name(section), error="")
 
 
 def _failed(panel: Panel, section: AnnData, model: str, reason: str) -> pd.DataFrame:

@@ -75,6 +75,10 @@ def predictive_quantiles(
 def central_levels(level: float) -> tuple[float, float]:
     """Levels of the two quantiles between which a central interval of this level lies.
 
+    Returns
+    -------
+    The lower and the upper one, which leave the same on both sides.
+
     Raises
     ------
     OptionError

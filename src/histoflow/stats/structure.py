@@ -107,12 +107,11 @@ def ssim(measured: ArrayLike, predicted: ArrayLike, xy_um: ArrayLike, *, pitch_u
     _check(truth, guess, places, pitch_um)
     spot, there = _raster(places, pitch_um)
     windows = _windows(there)
-    extent = np.ptp(truth, axis=0)
     if not windows.any():
         return np.full(truth.shape[1], np.nan)
-    similarity = _similarity(truth[spot], guess[spot], there, np.where(extent > _CONSTANT, extent, np.nan))
-    mean: Floats = similarity[windows].mean(axis=0)
-    return mean
+    # One gene at a time: the raster of a dense array is not held for every gene at once.
+    genes = [_similarity(x[spot], y[spot], there)[windows].mean() for x, y in zip(truth.T, guess.T, strict=True)]
+    return np.array(genes)
 
 
 def _check(truth: Floats, guess: Floats, places: Floats, pitch_um: float) -> None:
@@ -146,26 +145,25 @@ def _windows(there: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return windows
 
 
-def _similarity(truth: Floats, guess: Floats, there: NDArray[np.bool_], extent: Floats) -> Floats:
-    """Similarity in the window around every cell, (height, width, n_genes), of maps of that shape."""
-    mask = there[..., None].astype(float)
-    size = (SSIM_WINDOW, SSIM_WINDOW, 1)
-    share = np.maximum(uniform_filter(mask, size, mode="constant"), 1.0 / SSIM_WINDOW**2)
+def _similarity(x: Floats, y: Floats, there: NDArray[np.bool_]) -> Floats:
+    """Similarity in the window around every cell, (height, width), of two maps of that shape; x is the measured one."""
+    extent = np.ptp(x[there])
+    c1, c2 = ((k * extent) ** 2 if extent > _CONSTANT else np.nan for k in (_K1, _K2))
+    share = np.maximum(uniform_filter(there.astype(float), SSIM_WINDOW, mode="constant"), 1 / SSIM_WINDOW**2)
     n_cells = share * SSIM_WINDOW**2
+    unbiased = n_cells / np.maximum(n_cells - 1, 1)
 
     def local(values: Floats) -> Floats:
-        averaged: Floats = uniform_filter(values * mask, size, mode="constant") / share
+        averaged: Floats = uniform_filter(values * there, SSIM_WINDOW, mode="constant") / share
         return averaged
 
     # Centred first, so that variances are not differences of large numbers.
-    middle = truth[there].mean(axis=0)
-    x, y = truth - middle, guess - middle
+    middle = x[there].mean()
+    x, y = x - middle, y - middle
     mean_x, mean_y = local(x), local(y)
-    unbiased = n_cells / np.maximum(n_cells - 1, 1)
-    var_x, var_y = unbiased * (local(x * x) - mean_x**2), unbiased * (local(y * y) - mean_y**2)
+    variances = unbiased * (local(x * x) - mean_x**2 + local(y * y) - mean_y**2)
     covariance = unbiased * (local(x * y) - mean_x * mean_y)
     mean_x, mean_y = mean_x + middle, mean_y + middle
-    c1, c2 = (_K1 * extent) ** 2, (_K2 * extent) ** 2
-    luminance = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
-    structure: Floats = (2 * covariance + c2) / (var_x + var_y + c2)
-    return luminance * structure
+    light = (2 * mean_x * mean_y + c1) / (mean_x**2 + mean_y**2 + c1)
+    similarity: Floats = light * (2 * covariance + c2) / (variances + c2)
+    return similarity

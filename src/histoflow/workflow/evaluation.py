@@ -139,9 +139,10 @@ def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData])
             pl.model_bars(of_r[["model", "fold", "value"]], title=f"held out: {label}"), out / "figures" / "models.png"
         )
     ]
-    best = str(table["model"].iloc[-1])
-    for (fold, section), part in table.groupby(["fold", "section"], sort=False):
-        figures += _draw_section(part, out, str(fold), best, next(s for s in sections if section_name(s) == section))
+    of_sections = table[table["section"] != ""]
+    drawn = str(table["model"].iloc[-1])
+    for (fold, section), part in of_sections.groupby(["fold", "section"], sort=False):
+        figures += _draw_section(part, out, str(fold), drawn, next(s for s in sections if section_name(s) == section))
     return figures
 
 
