@@ -206,8 +206,10 @@ def test_evaluate_prints_its_table_and_leaves_it(manifest, panel_file, tmp_path,
     table = pd.read_parquet(tmp_path / "results.parquet")
     assert done.json["results"] == str(tmp_path / "results.parquet")
     scores = bench.summary(table).set_index(["model", "metric"])["value"]
-    assert set(done.json["mean"]) == {"mean", "color"}
-    for metric, value in done.json["mean"]["color"].items():
+    assert set(done.json["mean"]) == {"mean", "color", "(ceiling)"}
+    told = {metric: value for metric, value in done.json["mean"]["color"].items() if value is not None}
+    assert {"pearson", "share_of_ceiling", "svg_overlap"} <= set(told)
+    for metric, value in told.items():
         assert value == pytest.approx(scores["color", metric])
     assert drawn == [(len(table), tmp_path)]
     said = histoflow(*arguments).out
@@ -249,7 +251,7 @@ def test_auto_says_what_it_chose_and_by_how_much(manifest, panel_file, tmp_path,
         "evaluate", manifest, "--out", tmp_path / "out", "--panel", panel_file, "--models", "auto", "--json"
     )
     assert scored.code == 0, scored.err
-    assert set(scored.json["mean"]) == {"auto"}
+    assert set(scored.json["mean"]) == {"auto", "(ceiling)"}
 
 
 # encoders, doctor

@@ -204,7 +204,7 @@ def test_an_evaluation_leaves_table_predictions_and_figures(cohort, tmp_path):
     flow = models.STFlow(encoder="color", **SMALL)
     chosen = {"mean": models.MeanBaseline(), "color": models.ColorBaseline(), "flow": flow}
     table = workflow.evaluate(cohort, tmp_path, estimators=chosen, panel=PANEL)
-    assert list(table["model"].unique()) == ["mean", "color", "flow"]
+    assert list(table["model"].unique()) == ["mean", "color", "flow", "(ceiling)"]
     assert list(table["fold"].unique()) == ["P2_B"]
     assert set(table["section"]) == {"P2_B", ""}
     assert list(table["shares"].unique()) == ["same patient, another block"]

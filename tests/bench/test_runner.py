@@ -21,7 +21,7 @@ METRICS = [
     *("pearson", "spearman", "mse_skill", "variance_ratio", "partial_pearson"),
     *("moran_measured", "moran_predicted", "moran_difference", "ssim"),
 ]
-ALL_METRICS = [*METRICS, "svg_overlap", "pearson_pooled"]
+MODEL_METRICS = [*METRICS, "svg_overlap", "pearson_pooled", "share_of_ceiling"]
 PANEL = Panel(tuple(GENES[:4]))
 KEYS = ["dataset", "by", "fold", "section", "model", "seed", "gene", "metric"]
 
@@ -101,23 +101,25 @@ def files(folder):
 
 def test_one_row_per_fold_section_model_seed_gene_and_metric(sections):
     chosen = {"mean": MeanBaseline(), "m": Counting()}
-    table = quick(sections, models=chosen, seeds=(0, 3))
-    assert tuple(table.columns) == COLUMNS
-    assert len(table) == 4 * 2 * 2 * (len(PANEL) * (len(METRICS) + 1) + 1)
-    assert not table.duplicated(KEYS).any()
+    whole = quick(sections, models=chosen, seeds=(0, 3))
+    assert tuple(whole.columns) == COLUMNS
+    assert not whole.duplicated(KEYS).any()
+    ceilings, table = whole[whole["model"] == "(ceiling)"], whole[whole["model"] != "(ceiling)"]
+    assert len(table) == 4 * 2 * 2 * (len(PANEL) * (len(METRICS) + 2) + 1)
+    assert len(ceilings) == 4 * 2 * len(PANEL)
     for column, values in {
         "dataset": ["sections"],
         "by": ["section"],
         "model": ["mean", "m"],
         "seed": [0, 3],
         "gene": [*PANEL.genes, ""],
-        "metric": ALL_METRICS,
+        "metric": MODEL_METRICS,
         "error": [""],
     }.items():
         assert list(table[column].unique()) == values
     assert list(table[table["gene"] == ""]["metric"].unique()) == ["svg_overlap"]
     assert list(table[table["section"] == ""]["metric"].unique()) == ["pearson_pooled"]
-    undefined = table[(table["model"] == "m") & table["value"].isna()]
+    undefined = table[(table["model"] == "m") & table["value"].isna() & (table["metric"] != "share_of_ceiling")]
     assert list(undefined["metric"].unique()) == ["ssim"]  # the sections are smaller than its window
 
 
@@ -335,8 +337,8 @@ def test_a_model_without_meaning_here_gives_its_reason(sections, tmp_path):
 
 def test_true_totals_are_labelled_an_oracle(sections, tmp_path):
     table = quick(sections, models={"depth": LibrarySizeBaseline()}, normalize="none", out=tmp_path)
-    assert list(table["model"].unique()) == ["depth", "depth (oracle: true totals)"]
-    assert table["model"].value_counts().nunique() == 1
+    assert list(table["model"].unique()) == ["depth", "depth (oracle: true totals)", "(ceiling)"]
+    assert table["model"].value_counts().drop("(ceiling)").nunique() == 1
     oracle = read_prediction(tmp_path, fold="S0", section="S0", model=true_totals_name("depth"))
     fitted = LibrarySizeBaseline(normalize="none").fit(sections[1:], panel=PANEL)
     totals = np.asarray(sections[0].X.sum(axis=1)).ravel()

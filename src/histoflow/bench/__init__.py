@@ -1,5 +1,6 @@
 """Evaluation: estimators × folds × seeds, one long table of held-out figures."""
 
+from histoflow.bench.ceiling import CEILING_MODEL, noise_ceiling
 from histoflow.bench.controls import shuffle_counts
 from histoflow.bench.hest import HEST_COLUMNS, hest_leaderboard, hest_models, run_hest_task
 from histoflow.bench.parts import model_path, read_prediction
@@ -7,6 +8,7 @@ from histoflow.bench.runner import COLUMNS, default_models, plan_folds, run, sum
 from histoflow.models.hest_recipe import ODDITIES as HEST_ODDITIES
 
 __all__ = [
+    "CEILING_MODEL",
     "COLUMNS",
     "HEST_COLUMNS",
     "HEST_ODDITIES",
@@ -14,6 +16,7 @@ __all__ = [
     "hest_leaderboard",
     "hest_models",
     "model_path",
+    "noise_ceiling",
     "plan_folds",
     "read_prediction",
     "run",

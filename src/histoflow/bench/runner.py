@@ -13,6 +13,7 @@ from anndata import AnnData
 from histoflow._errors import HistoflowError, OptionError, SplitError
 from histoflow._keys import Missing, facts, section_name
 from histoflow._progress import track
+from histoflow.bench.ceiling import ceiling_rows, shares_of_ceiling
 from histoflow.bench.parts import Job, Keeper, write_table
 from histoflow.bench.scores import LEFT_OUT, pooled, score
 from histoflow.models import (
@@ -80,7 +81,9 @@ def run(
     mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts), moran_measured,
     moran_predicted, moran_difference, ssim; of predictions with intervals coverage and width of central intervals of
     50, 80 and 90 %, and crps; with an empty gene svg_overlap; with an empty section pearson_pooled, over the spots of
-    all test sections together. ``attrs`` tells panel rule and hash by fold, scale, and spots left out.
+    all test sections together; and share_of_ceiling, pearson over the noise ceiling, NaN where that is not stable.
+    Rows of the model "(ceiling)" are of the data: ceiling and ceiling_stable (1 or 0) of every gene. ``attrs`` tells
+    panel rule and hash by fold, scale, and spots left out.
 
     Raises
     ------
@@ -102,7 +105,9 @@ def run(
     jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds), missing))
     for job in track(jobs, "evaluating"):
         parts.append(Keeper(job, None if out is None else Path(out)).rows(_score).assign(**known))
+    parts += [_ceilings(*part, kept, normalize, missing).assign(**known) for part in zip(folds, chosen, strict=True)]
     table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    table = pd.concat([table, shares_of_ceiling(table)], ignore_index=True)
     table.attrs = {
         "normalize": normalize,
         "min_counts": int(min_counts),
@@ -212,6 +217,13 @@ def _jobs(
         for name, estimator in models.items():
             for seed in seeds:
                 yield Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
+
+
+def _ceilings(fold: Fold, panel: Panel, sections: list[AnnData], normalize: str, missing: Missing) -> pd.DataFrame:
+    """Rows of the noise ceilings of a fold's held-out sections."""
+    scale = check_normalize(normalize)
+    rows = [ceiling_rows(sections[place], panel, scale, missing) for place in fold.test]
+    return pd.concat(rows, ignore_index=True).assign(fold=fold.name, shares=fold.shares)
 
 
 def _score(job: Job, keeper: Keeper) -> pd.DataFrame:

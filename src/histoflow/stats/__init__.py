@@ -1,5 +1,6 @@
 """Metrics and splits: plain functions of arrays and facts that know neither models nor files."""
 
+from histoflow.stats.ceiling import NoiseCeiling, noise_ceiling
 from histoflow.stats.intervals import central_levels, coverage, crps, interval_width, predictive_quantiles
 from histoflow.stats.metrics import (
     GeneMean,
@@ -18,6 +19,7 @@ __all__ = [
     "Fold",
     "GeneMean",
     "Level",
+    "NoiseCeiling",
     "SectionFacts",
     "central_levels",
     "coverage",
@@ -28,6 +30,7 @@ __all__ = [
     "mean_with_nan_as_zero",
     "moran",
     "mse_skill",
+    "noise_ceiling",
     "partial_pearson",
     "pearson",
     "predictive_quantiles",
