@@ -399,10 +399,12 @@ def test_roles_are_refused_where_the_asked_level_is_violated(sections):
     cohort = cohort_of(sections, ["reference", "reference", "reference", "held_out"])
     assert set(quick(cohort, by="section")["shares"]) == {"same patient, another block"}
     assert set(quick(cohort, by="study")["fold"]) == {"S3"}
-    with pytest.raises(SplitError, match=r"cannot be split from the references by patient: shared by both sides: Q;"):
+    with pytest.raises(
+        SplitError, match=r"by patient: shared by both sides: S1 \(patient 'Q'\), S3 \(patient 'Q'\); split"
+    ):
         quick(cohort, by="patient")
     del sections[0].uns[UNS]["study"]
-    with pytest.raises(SplitError, match=r"by study: shared by both sides: not stated"):
+    with pytest.raises(SplitError, match=r"by study: not stated for S0; fill the column 'study'"):
         quick(cohort, by="study")
     with pytest.raises(SplitError, match="a split needs sections on both sides, got 0 to train"):
         quick(cohort_of(sections, ["held_out"] * 4))
@@ -410,7 +412,7 @@ def test_roles_are_refused_where_the_asked_level_is_violated(sections):
 
 @pytest.mark.parametrize("roles", [["reference"] * 4, ["reference"] * 3 + ["held_out"]])
 def test_a_level_that_is_not_offered_is_refused(sections, fits, roles):
-    with pytest.raises(OptionError, match="by must be one of section, block, patient, study, got 'tissue'"):
+    with pytest.raises(OptionError, match="by must be one of section, block, patient, study, area, got 'tissue'"):
         quick(cohort_of(sections, roles), by="tissue")
     assert not fits
 

@@ -1,10 +1,12 @@
 """Evaluation: estimators × folds × seeds, one long table of held-out figures."""
 
+from histoflow.bench.audit import audit
 from histoflow.bench.ceiling import CEILING_MODEL, noise_ceiling
 from histoflow.bench.controls import shuffle_counts
+from histoflow.bench.folds import Areas, plan_folds
 from histoflow.bench.hest import HEST_COLUMNS, hest_leaderboard, hest_models, run_hest_task
 from histoflow.bench.parts import model_path, read_prediction
-from histoflow.bench.runner import COLUMNS, default_models, plan_folds, run, summary
+from histoflow.bench.runner import COLUMNS, default_models, run, summary
 from histoflow.models.hest_recipe import ODDITIES as HEST_ODDITIES
 
 __all__ = [
@@ -12,6 +14,8 @@ __all__ = [
     "COLUMNS",
     "HEST_COLUMNS",
     "HEST_ODDITIES",
+    "Areas",
+    "audit",
     "default_models",
     "hest_leaderboard",
     "hest_models",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow._errors import HistoflowError, OptionError, SplitError
-from histoflow._keys import Missing, facts, section_name
+from histoflow._keys import Missing, section_name
 from histoflow._progress import track
+from histoflow.bench.audit import audit_sections
 from histoflow.bench.ceiling import ceiling_rows, shares_of_ceiling
+from histoflow.bench.folds import By, audit_fold_ids, level_of, sides_of, unchecked_folds
 from histoflow.bench.parts import Job, Keeper, write_table
 from histoflow.bench.scores import LEFT_OUT, pooled, score
 from histoflow.models import (
@@ -27,8 +30,9 @@ from histoflow.models import (
 )
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
+from histoflow.stats.audit import Finding, refuse
 from histoflow.stats.metrics import mean_with_nan_as_zero
-from histoflow.stats.splits import Fold, Level, SectionFacts, check_level, describe_shares, leave_one_out
+from histoflow.stats.splits import Fold
 
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 
@@ -43,7 +47,7 @@ def run(
     cohort: Sequence[AnnData],
     *,
     models: Mapping[str, Estimator | Auto] | None = None,
-    by: Level = "section",
+    by: By | str = "section",
     panel: int | Panel = 50,
     normalize: str = "library",
     min_counts: int = 0,
@@ -60,8 +64,9 @@ def run(
         Estimators, or choices among estimators, by the name they have in the table, not fitted; None for
         `default_models`.
     by
-        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``. Where the manifest gives
-        sections the role held_out, these are the only fold.
+        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``; or ``"area"``, areas of
+        each section behind a buffer, see `Areas`. Where the manifest gives sections the role held_out, these are the
+        only fold.
     panel
         Number of genes, chosen by variance in each fold from its training sections alone; or a fixed panel.
     normalize
@@ -88,7 +93,7 @@ def run(
     Raises
     ------
     SplitError
-        If the level is not stated for every section, or gives fewer than two parts.
+        If the level is not stated for every section, gives fewer than two parts, or the auditor finds it violated.
     PanelMismatchError
         If a fixed panel has genes that a section lacks.
     """
@@ -96,9 +101,9 @@ def run(
     kept = [keep_spots(section, min_counts=min_counts) for section in sections]
     if empty := [section_name(section) for section in kept if not section.n_obs]:
         raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
-    folds = plan_folds(cohort, by)
-    chosen = [_panel(panel, [kept[i] for i in fold.train], normalize) for fold in folds]
-    known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
+    folds = _audited(unchecked_folds(kept, by, getattr(cohort, "held_out_ids", [])), kept, by)
+    chosen = [_panel(panel, sides_of(fold, kept)[0], normalize) for fold in folds]
+    known = {"dataset": getattr(cohort, "name", "sections"), "by": level_of(by)}
     parts = []
     estimators = default_models() if models is None else models
     missing: Missing = getattr(cohort, "missing", "error")
@@ -151,50 +156,17 @@ def _mean(values: np.ndarray, *, leave_out: bool) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _facts_of(section: AnnData) -> SectionFacts:
-    known = facts(section)
-    ids = {key: None if known.get(key) is None else str(known[key]) for key in ("patient", "block", "study")}
-    order = known.get("order")
-    return SectionFacts(section_name(section), **ids, order=None if order is None else int(order))
+def _audited(folds: list[Fold], sections: list[AnnData], by: By | str) -> list[Fold]:
+    """The folds, refused where they violate the asked level, labelled with whatever else their sides share."""
+    found = [finding for fold in folds for finding in audit_fold_ids(fold, sections, by)]
+    found += audit_sections(folds, sections, by)
+    refuse(found)
+    return [replace(fold, shares="; ".join([fold.shares, *_labels(fold, found)])) for fold in folds]
 
 
-def plan_folds(cohort: Sequence[AnnData], by: Level = "section") -> list[Fold]:
-    """Hold out every group in turn; or, where a manifest says which sections are held out, these alone.
-
-    Parameters
-    ----------
-    cohort
-        Sections; nothing but what is known about where they come from is looked at.
-    by
-        As in `run`.
-
-    Returns
-    -------
-    Folds, whose numbers are places in `cohort`.
-
-    Raises
-    ------
-    OptionError
-        If the level is not offered.
-    SplitError
-        If it is not stated for every section, gives fewer than two parts, or cannot part the sections held out.
-    """
-    check_level(by)
-    told = [_facts_of(section) for section in cohort]
-    held_out: list[str] = getattr(cohort, "held_out_ids", [])
-    if not held_out:
-        return leave_one_out(told, by)
-    test = tuple(i for i, fact in enumerate(told) if fact.section in held_out)
-    train = tuple(i for i in range(len(told)) if i not in test)
-    groups = [{getattr(told[i], by) for i in side} for side in (train, test)]
-    shared = {str(group) for group in groups[0] & groups[1]}
-    if shared or None in groups[0] | groups[1]:
-        what = f"shared by both sides: {', '.join(sorted(shared - {'None'})) or 'not stated'}"
-        raise SplitError(
-            f"the sections held out cannot be split from the references by {by}: {what}; split by another level"
-        )
-    label = describe_shares([told[i] for i in train], [told[i] for i in test])
-    return [Fold("+".join(told[i].section for i in test), train, test, label)]
+def _labels(fold: Fold, found: list[Finding]) -> list[str]:
+    """What was found of a fold and is not in its label already, each once."""
+    return list(dict.fromkeys(f.sentence for f in found if f.fold == fold.name and f.kind != "serial"))
 
 
 def _panel(panel: int | Panel, train: list[AnnData], normalize: str) -> Panel:
@@ -213,7 +185,7 @@ def _jobs(
     if not models or not seeds:
         raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
     for fold, panel in zip(folds, panels, strict=True):
-        train, test = [sections[i] for i in fold.train], [sections[i] for i in fold.test]
+        train, test = sides_of(fold, sections)
         for name, estimator in models.items():
             for seed in seeds:
                 yield Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
@@ -222,7 +194,7 @@ def _jobs(
 def _ceilings(fold: Fold, panel: Panel, sections: list[AnnData], normalize: str, missing: Missing) -> pd.DataFrame:
     """Rows of the noise ceilings of a fold's held-out sections."""
     scale = check_normalize(normalize)
-    rows = [ceiling_rows(sections[place], panel, scale, missing) for place in fold.test]
+    rows = [ceiling_rows(section, panel, scale, missing) for section in sides_of(fold, sections)[1]]
     return pd.concat(rows, ignore_index=True).assign(fold=fold.name, shares=fold.shares)
 
 

@@ -1,5 +1,6 @@
 """Metrics and splits: plain functions of arrays and facts that know neither models nor files."""
 
+from histoflow.stats.audit import Contents, Finding, audit_contents, audit_ids
 from histoflow.stats.ceiling import NoiseCeiling, noise_ceiling
 from histoflow.stats.intervals import central_levels, coverage, crps, interval_width, predictive_quantiles
 from histoflow.stats.metrics import (
@@ -16,11 +17,15 @@ from histoflow.stats.splits import Fold, Level, SectionFacts, describe_shares, l
 from histoflow.stats.structure import ssim, svg_overlap
 
 __all__ = [
+    "Contents",
+    "Finding",
     "Fold",
     "GeneMean",
     "Level",
     "NoiseCeiling",
     "SectionFacts",
+    "audit_contents",
+    "audit_ids",
     "central_levels",
     "coverage",
     "crps",

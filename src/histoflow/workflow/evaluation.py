@@ -171,7 +171,8 @@ def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section:
     bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
     folder = out / "figures"
     drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
-    return [pl.save(figure, folder / f"{name}-{kind}.png") for kind, figure in drawn.items()]
+    stem = fold if fold.startswith(f"{name}-") else name  # an area of the section, of which there are several
+    return [pl.save(figure, folder / f"{stem}-{kind}.png") for kind, figure in drawn.items()]
 
 
 def _spread_by_rank(r: pd.Series) -> list[str]:
