@@ -246,7 +246,8 @@ def n_equal(first: NDArray[np.uint64], second: NDArray[np.uint64]) -> int:
 def _alone(rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
     """Hashes that come once."""
     values, times = np.unique(rows, return_counts=True)
-    return values[times == 1]
+    alone: NDArray[np.uint64] = values[times == 1]
+    return alone
 
 
 def _remedy(one: SectionFacts, other: SectionFacts, by: str) -> str:
