@@ -6,7 +6,8 @@ from histoflow.bench.controls import shuffle_counts
 from histoflow.bench.folds import Areas, plan_folds
 from histoflow.bench.hest import HEST_COLUMNS, hest_leaderboard, hest_models, run_hest_task
 from histoflow.bench.parts import model_path, read_prediction
-from histoflow.bench.runner import COLUMNS, default_models, run, summary
+from histoflow.bench.protocol import check_cohort, models_of, options_of, read_protocol
+from histoflow.bench.runner import COLUMNS, default_models, rerun, run, summary
 from histoflow.models.hest_recipe import ODDITIES as HEST_ODDITIES
 
 __all__ = [
@@ -16,13 +17,18 @@ __all__ = [
     "HEST_ODDITIES",
     "Areas",
     "audit",
+    "check_cohort",
     "default_models",
     "hest_leaderboard",
     "hest_models",
     "model_path",
+    "models_of",
     "noise_ceiling",
+    "options_of",
     "plan_folds",
     "read_prediction",
+    "read_protocol",
+    "rerun",
     "run",
     "run_hest_task",
     "shuffle_counts",

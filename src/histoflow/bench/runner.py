@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from histoflow._errors import HistoflowError, OptionError, SplitError
-from histoflow._keys import Missing, section_name
+from histoflow._errors import HistoflowError, HistoflowWarning, SplitError
+from histoflow._keys import section_name
 from histoflow._progress import track
-from histoflow.bench.audit import audit_sections
 from histoflow.bench.ceiling import ceiling_rows, shares_of_ceiling
-from histoflow.bench.folds import By, audit_fold_ids, level_of, sides_of, unchecked_folds
+from histoflow.bench.folds import By
 from histoflow.bench.parts import Job, Keeper, write_table
+from histoflow.bench.plan import Plan, make_plan
+from histoflow.bench.protocol import (
+    check_cohort,
+    check_models,
+    models_of,
+    options_of,
+    read_protocol,
+    write_protocol,
+)
 from histoflow.bench.scores import LEFT_OUT, pooled, score
 from histoflow.models import (
     Auto,
@@ -29,11 +38,11 @@ from histoflow.models import (
     from_name,
 )
 from histoflow.models.baselines import true_totals_name
-from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
-from histoflow.stats.audit import Finding, refuse
+from histoflow.pp.expression import Panel, library_size, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero
 from histoflow.stats.splits import Fold
 
+RESULTS = "results.parquet"
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 
 
@@ -76,8 +85,8 @@ def run(
     seeds
         Seeds of the estimators.
     out
-        Folder for ``results.parquet``, the fitted models, predictions, and finished parts that a later run takes up;
-        None for none.
+        Folder for ``results.parquet``, ``protocol.json``, from which `rerun` makes the same table, the fitted models,
+        predictions, and finished parts that a later run takes up; None for none.
 
     Returns
     -------
@@ -97,34 +106,71 @@ def run(
     PanelMismatchError
         If a fixed panel has genes that a section lacks.
     """
-    sections = list(cohort)
-    kept = [keep_spots(section, min_counts=min_counts) for section in sections]
-    if empty := [section_name(section) for section in kept if not section.n_obs]:
-        raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
-    folds = _audited(unchecked_folds(kept, by, getattr(cohort, "held_out_ids", [])), kept, by)
-    chosen = [_panel(panel, sides_of(fold, kept)[0], normalize) for fold in folds]
-    known = {"dataset": getattr(cohort, "name", "sections"), "by": level_of(by)}
-    parts = []
     estimators = default_models() if models is None else models
-    missing: Missing = getattr(cohort, "missing", "error")
-    jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds), missing))
-    for job in track(jobs, "evaluating"):
-        parts.append(Keeper(job, None if out is None else Path(out)).rows(_score).assign(**known))
-    parts += [_ceilings(*part, kept, normalize, missing).assign(**known) for part in zip(folds, chosen, strict=True)]
-    table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
+    plan = make_plan(cohort, estimators, by=by, panel=panel, normalize=normalize, min_counts=min_counts, seeds=seeds)
+    folder = None if out is None else Path(out)
+    parts = [Keeper(job, folder).rows(_score) for job in track(list(_jobs(plan)), "evaluating")]
+    parts += [_ceilings(plan, *part) for part in plan.parts()]
+    table = pd.concat(parts, ignore_index=True).assign(dataset=plan.dataset, by=plan.level)[list(COLUMNS)]
     table = pd.concat([table, shares_of_ceiling(table)], ignore_index=True)
-    table.attrs = {
-        "normalize": normalize,
-        "min_counts": int(min_counts),
-        "n_spots_left_out": int(sum(a.n_obs - b.n_obs for a, b in zip(sections, kept, strict=True))),
-        "panels": {
-            fold.name: {"rule": p.rule, "hash": p.hash, "n_genes": len(p)}
-            for fold, p in zip(folds, chosen, strict=True)
-        },
-    }
-    if out is not None:
-        write_table(table, Path(out) / "results.parquet")
+    table.attrs.update(_attributes(plan))
+    if folder is not None:
+        write_table(table, folder / RESULTS)
+        write_protocol(plan, folder)
     return table
+
+
+def rerun(
+    protocol: str | Path | Mapping[str, Any],
+    cohort: Sequence[AnnData],
+    *,
+    models: Mapping[str, Estimator | Auto] | None = None,
+    out: str | Path | None = None,
+) -> pd.DataFrame:
+    """Run an evaluation again, as its protocol states it.
+
+    Parameters
+    ----------
+    protocol
+        A ``protocol.json`` that `run` wrote, its folder, or what `read_protocol` made of it.
+    cohort
+        The same sections, embedded in the same way.
+    models
+        The same estimators; None to make them of the options that the protocol states, which works for all that need
+        no file of one's own.
+    out
+        As in `run`.
+
+    Returns
+    -------
+    As `run`.
+
+    Raises
+    ------
+    ReadError, ProtocolError
+        If the protocol cannot be read; or cohort, embeddings or models are not those of it, naming what differs.
+    """
+    told = protocol if isinstance(protocol, Mapping) else read_protocol(protocol)
+    check_cohort(told, cohort)
+    estimators = models_of(told) if models is None else models
+    check_models(told, cohort, estimators)
+    table = run(cohort, models=estimators, out=out, **options_of(told))
+    stated = {fold["name"]: fold["panel"]["hash"] for fold in told["folds"]}
+    found = {str(fold): panel["hash"] for fold, panel in table.attrs["panels"].items()}
+    if found != stated:
+        warnings.warn(
+            "the panels are not those of the protocol: this version chooses other genes from the same data, so that "
+            "its figures are not comparable",
+            HistoflowWarning,
+            stacklevel=2,
+        )
+    return table
+
+
+def _attributes(plan: Plan) -> dict[str, Any]:
+    panels = {f.name: {"rule": p.rule, "hash": p.hash, "n_genes": len(p)} for f, p, *_ in plan.parts()}
+    about = {"normalize": plan.normalize, "min_counts": plan.min_counts, "n_spots_left_out": plan.n_spots_left_out}
+    return about | {"panels": panels}
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -156,45 +202,16 @@ def _mean(values: np.ndarray, *, leave_out: bool) -> float:
     return float(defined.mean()) if len(defined) else float("nan")
 
 
-def _audited(folds: list[Fold], sections: list[AnnData], by: By | str) -> list[Fold]:
-    """The folds, refused where they violate the asked level, labelled with whatever else their sides share."""
-    found = [finding for fold in folds for finding in audit_fold_ids(fold, sections, by)]
-    found += audit_sections(folds, sections, by)
-    refuse(found)
-    return [replace(fold, shares="; ".join([fold.shares, *_labels(fold, found)])) for fold in folds]
+def _jobs(plan: Plan) -> Iterable[Job]:
+    for fold, panel, train, test in plan.parts():
+        for name, estimator in plan.models.items():
+            for seed in plan.seeds:
+                yield Job(fold, train, test, panel, name, estimator.clone(seed=seed), plan.missing)
 
 
-def _labels(fold: Fold, found: list[Finding]) -> list[str]:
-    """What was found of a fold and is not in its label already, each once."""
-    return list(dict.fromkeys(f.sentence for f in found if f.fold == fold.name and f.kind != "serial"))
-
-
-def _panel(panel: int | Panel, train: list[AnnData], normalize: str) -> Panel:
-    return panel if isinstance(panel, Panel) else choose_panel(train, panel, normalize=check_normalize(normalize))
-
-
-def _jobs(
-    folds: list[Fold],
-    panels: list[Panel],
-    sections: list[AnnData],
-    models: Mapping[str, Estimator | Auto],
-    normalize: str,
-    seeds: list[int],
-    missing: Missing,
-) -> Iterable[Job]:
-    if not models or not seeds:
-        raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
-    for fold, panel in zip(folds, panels, strict=True):
-        train, test = sides_of(fold, sections)
-        for name, estimator in models.items():
-            for seed in seeds:
-                yield Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
-
-
-def _ceilings(fold: Fold, panel: Panel, sections: list[AnnData], normalize: str, missing: Missing) -> pd.DataFrame:
+def _ceilings(plan: Plan, fold: Fold, panel: Panel, train: list[AnnData], test: list[AnnData]) -> pd.DataFrame:
     """Rows of the noise ceilings of a fold's held-out sections."""
-    scale = check_normalize(normalize)
-    rows = [ceiling_rows(section, panel, scale, missing) for section in sides_of(fold, sections)[1]]
+    rows = [ceiling_rows(section, panel, plan.normalize, plan.missing) for section in test]
     return pd.concat(rows, ignore_index=True).assign(fold=fold.name, shares=fold.shares)
 
 

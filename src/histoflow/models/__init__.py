@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from histoflow._errors import OptionError
 from histoflow.models.auto import Auto
@@ -55,6 +57,7 @@ __all__ = [
     "auto_sentence",
     "cross_fit",
     "from_name",
+    "from_options",
     "load",
     "training_folds",
 ]
@@ -106,6 +109,19 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
     made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
     chooses = made.encoder is not None and made.recipe is None and name != ColorBaseline.name
     return made.clone(encoder=encoder) if chooses else made
+
+
+def from_options(name: str, options: Mapping[str, Any]) -> Estimator:
+    """Make the estimator called `name` of what `Estimator.options` returned.
+
+    Raises
+    ------
+    OptionError
+        If there is none of that name.
+    """
+    if name not in _KINDS:
+        raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
+    return _KINDS[name].from_options(options)
 
 
 def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0, looks_at_slides: bool = True) -> Auto:
