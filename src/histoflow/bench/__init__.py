@@ -8,19 +8,25 @@ from histoflow.bench.hest import HEST_COLUMNS, hest_leaderboard, hest_models, ru
 from histoflow.bench.parts import model_path, read_prediction
 from histoflow.bench.protocol import check_cohort, models_of, options_of, read_protocol
 from histoflow.bench.runner import COLUMNS, default_models, rerun, run, summary
+from histoflow.bench.uncertainty import BASELINES, by_section, uncertainty
+from histoflow.bench.words import as_json, in_words, undefined_genes
 from histoflow.models.hest_recipe import ODDITIES as HEST_ODDITIES
 
 __all__ = [
+    "BASELINES",
     "CEILING_MODEL",
     "COLUMNS",
     "HEST_COLUMNS",
     "HEST_ODDITIES",
     "Areas",
+    "as_json",
     "audit",
+    "by_section",
     "check_cohort",
     "default_models",
     "hest_leaderboard",
     "hest_models",
+    "in_words",
     "model_path",
     "models_of",
     "noise_ceiling",
@@ -33,4 +39,6 @@ __all__ = [
     "run_hest_task",
     "shuffle_counts",
     "summary",
+    "uncertainty",
+    "undefined_genes",
 ]

@@ -1,6 +1,7 @@
 """Metrics and splits: plain functions of arrays and facts that know neither models nor files."""
 
 from histoflow.stats.audit import Contents, Finding, audit_contents, audit_ids
+from histoflow.stats.bootstrap import bootstrap_mean
 from histoflow.stats.ceiling import NoiseCeiling, noise_ceiling
 from histoflow.stats.intervals import central_levels, coverage, crps, interval_width, predictive_quantiles
 from histoflow.stats.metrics import (
@@ -26,6 +27,7 @@ __all__ = [
     "SectionFacts",
     "audit_contents",
     "audit_ids",
+    "bootstrap_mean",
     "central_levels",
     "coverage",
     "crps",

@@ -50,7 +50,7 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
     for query in cohort.queries:
         _draw_query(models.load(saved), query, folder)
     scores = bench.summary(table)
-    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
+    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"].dropna()
     return {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
 
 
