@@ -245,6 +245,35 @@ def test_evaluate_refuses_a_split_that_leaks(manifest, tmp_path):
     assert not (tmp_path / "o").exists()
 
 
+def renamed_patient(manifest, folder, *, slide=None, patient="P9"):
+    """A manifest in which a section comes again as another patient's, from a slide of other bytes if there is one."""
+    rows = pd.read_csv(manifest).set_index("section").loc[["P1_A", "P2_A"], ["patient", "kind", "slide", "counts"]]
+    for column in ("slide", "counts"):
+        rows[column] = [str(manifest.parent / cell) for cell in rows[column]]
+    rows.loc["P9_A"] = rows.loc["P1_A"]
+    rows.loc["P9_A", "patient"] = patient
+    if slide is not None:
+        rows.loc["P9_A", "slide"] = slide
+    rows.to_csv(folder / "renamed.csv")
+    return folder / "renamed.csv"
+
+
+def test_evaluate_finds_one_patient_under_two_names(manifest, tmp_path):
+    saved_again = tmp_path / "again.tif"
+    saved_again.write_bytes((manifest.parent / "P1_A" / "HE.tif").read_bytes() + b"\0")
+    evaluate = ["--out", tmp_path / "o", "--models", "mean", "--panel", "4", "--by", "patient"]
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A lie on one slide, and the patches of 56 spots held out share pixels")
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, slide=str(saved_again)), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A have 56 equal rows of embeddings color: the same pixels twice; they")
+    assert "said to be of patient 'P1' and 'P9'; give them one patient, or keep one of the two" in done.err
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, patient="patient 1"), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A have the patient ids 'P1' and 'patient 1', which look like one")
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, patient=None), *evaluate)
+    check_error(done, 1, "cannot split by patient: not stated for P9_A; fill the column 'patient'")
+    assert not (tmp_path / "o").exists()
+
+
 def test_evaluate_runs_a_protocol_again(manifest, panel_file, tmp_path, monkeypatch):
     monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     monkeypatch.setattr(workflow.again, "draw_evaluation", lambda *_: None)
