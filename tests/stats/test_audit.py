@@ -42,6 +42,10 @@ def kinds(findings):
         ("P10", "P1", False),
         ("A1", "B1", False),
         ("pt", "p", False),
+        ("P1-1", "P11", False),
+        ("P1-11", "P11-1", False),
+        ("P1-1", "p1_01", True),
+        ("P1/1 ", "1.1", True),
     ],
 )
 def test_two_spellings_of_a_patient_are_one(first, second, one):

@@ -13,7 +13,7 @@ from typing import Any
 from anndata import AnnData
 
 from histoflow._errors import MissingSlotError, ProtocolError
-from histoflow._files import read_json, write_json
+from histoflow._files import read_json, value_hash, write_json
 from histoflow._keys import facts, section_name
 from histoflow.bench.ceiling import CEILING_SEED
 from histoflow.bench.folds import Areas, By, facts_of, sides_of
@@ -41,17 +41,19 @@ def describe(plan: Plan) -> dict[str, Any]:
 
     Returns
     -------
-    `dataset`, `by` (with `areas`), `sections` (ids, role and hashes of what is in them), `held_out`, `folds` (names,
-    sections and numbers of spots of both sides, `shares`, the auditor's `findings`, `panel` with rule, hash and
-    genes), `panel` as asked for, `normalize`, `min_counts`, `n_spots_left_out`, `missing`, `seeds`, `models` with
+    `dataset`, `by` (with `areas`), `sections` (ids, role and hashes of what is in them) and `cohort_hash`, a hash of
+    it, `held_out`, `folds` (names, sections and numbers of spots of both sides, `shares`, the auditor's `findings`,
+    `panel` with rule, hash and genes), `panel` as asked for, `normalize`, `min_counts`, `n_spots_left_out`, `missing`, `seeds`, `models` with
     options and what files they name hold, `embeddings`, `ceiling`, `versions`.
     """
+    sections = _sections(plan.sections, plan.held_out)
     told = {
         "format": _FORMAT,
         "dataset": plan.dataset,
         "by": plan.level,
         "areas": asdict(plan.by) if isinstance(plan.by, Areas) else None,
-        "sections": _sections(plan.sections, plan.held_out),
+        "cohort_hash": value_hash(sections)[:12],
+        "sections": sections,
         "held_out": list(plan.held_out),
         "folds": [_fold(plan, fold, panel) for fold, panel in zip(plan.folds, plan.panels, strict=True)],
         "panel": _asked_panel(plan.asked_panel),

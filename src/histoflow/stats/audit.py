@@ -33,6 +33,8 @@ COUNTS = "counts"
 _LEAST_ROWS, _LEAST_PART = 3, 0.01
 """Rows, and part of the smaller section, that must be equal before two sections are called the same."""
 _TITLES = re.compile(r"^(patient|subject|donor|case|block|study|pt|p)(?=\d)")
+_BETWEEN_NUMBERS, _ELSEWHERE = re.compile(r"(?<=\d)[\W_]+(?=\d)"), re.compile(r"(?<!\d)[\W_]+|[\W_]+(?!\d)")
+_LEADING_ZEROS = re.compile(r"(?<!\d)0+(?=\d)")
 _SAME_PLACE_UM = 1.0
 _MOST_TOLD = 5
 
@@ -138,13 +140,17 @@ def audit_ids(
         if one.block is not None and one.block == other.block:
             text = f"sections {one.section} and {other.section} are neighbours in block {one.block!r}: optimistic"
             found.append(Finding(fold, by, "serial", pair, text, by == "block"))
-        elif by == "block" and one.patient == other.patient and {one.block, other.block} <= single - {None}:
+        elif by == "block" and _of_one_patient(one, other) and {one.block, other.block} <= single - {None}:
             found.append(Finding(fold, by, "serial_ids", pair, _serial_ids(one, other), True))
     return found
 
 
 def _adjacent(one: SectionFacts, other: SectionFacts) -> bool:
     return one.order is not None and other.order is not None and abs(one.order - other.order) == 1
+
+
+def _of_one_patient(one: SectionFacts, other: SectionFacts) -> bool:
+    return one.patient is not None and one.patient == other.patient
 
 
 def _serial_ids(one: SectionFacts, other: SectionFacts) -> str:
@@ -167,9 +173,10 @@ def _spellings(one: SectionFacts, other: SectionFacts, level: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """An id without case, spaces, punctuation, leading zeros, and the word for what it is."""
-    letters = re.sub(r"[\W_]+", "", text.casefold())
-    return re.sub(r"(?<!\d)0+(?=\d)", "", _TITLES.sub("", letters))
+    """An id without case, punctuation (but between numbers), leading zeros, and the word for what it is."""
+    parted = _BETWEEN_NUMBERS.sub("-", text.casefold())
+    letters = _ELSEWHERE.sub("", parted)
+    return _LEADING_ZEROS.sub("", _TITLES.sub("", letters))
 
 
 def audit_contents(fold: str, by: str, train: Sequence[Contents], test: Sequence[Contents]) -> list[Finding]:
