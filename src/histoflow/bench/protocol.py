@@ -43,8 +43,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     -------
     `dataset`, `by` (with `areas`), `sections` (ids, role and hashes of what is in them) and `cohort_hash`, a hash of
     it, `held_out`, `folds` (names, sections and numbers of spots of both sides, `shares`, the auditor's `findings`,
-    `panel` with rule, hash and genes), `panel` as asked for, `normalize`, `min_counts`, `n_spots_left_out`, `missing`, `seeds`, `models` with
-    options and what files they name hold, `embeddings`, `ceiling`, `versions`.
+    `panel` with rule, hash and genes), `panel` as asked for, `normalize`, `min_counts`, `n_spots_left_out`, `missing`,
+    `seeds`, `models` with options and what files they name hold, `embeddings`, `ceiling`, `versions`.
     """
     sections = _sections(plan.sections, plan.held_out)
     told = {
