@@ -222,7 +222,7 @@ def test_evaluate_prints_its_table_and_leaves_it(manifest, panel_file, tmp_path,
     said = histoflow(*arguments).out
     assert "held out: same patient, another block\n" in said
     assert f"{scores['color', 'pearson']:.3f}" in said
-    assert "1 section, too few for an interval; r on P2_B: " in said
+    assert "1 section, too few for an interval; r on P2_B:\n  library_size: " in said
     assert "genes without a defined r, counted as 0: mean all\n" in said
     assert "noise ceiling of r, an upper bound: 0." in said
     assert "not scored: location: location says nothing about section P2_B" in said
@@ -431,7 +431,7 @@ def test_wrong_usage_exits_2(tmp_path, monkeypatch, arguments):
         (["predict", "MODEL", "SLIDE", "--out", "o", "--mpp", "500"], "must lie between 0.05 and 20, got 500.0"),
         (["evaluate", "COHORT", "--out", "o", "--models", "mean,magic"], "model is 'magic'; choose one of mean"),
         (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--by", "organ"], "by must be one of section, block"),
-        (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--seeds", "0"], "1 models and 0 seeds"),
+        (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--seeds", "0"], "4 models and 0 seeds"),
     ],
     ids=lambda value: " ".join(value[4:]) if isinstance(value, list) else "",
 )

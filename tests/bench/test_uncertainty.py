@@ -83,14 +83,16 @@ def test_a_metric_that_is_not_there_is_told():
 
 def test_words_tell_what_the_mean_is_worth_and_what_it_hides():
     said = bench.in_words(table(8))
-    assert "r with a 90 % interval, 8 sections drawn anew: mean 0.000 (0.000 to 0.000); color 0." in said
+    assert "r with a 90 % interval, 8 sections drawn anew:\n  mean: 0.000 (0.000 to 0.000)\n  color: 0." in said
     assert "ahead of color by 0.050 (0.050 to 0.050)" in said
     assert "genes without a defined r, counted as 0: mean all\n" in said
-    assert "noise ceiling of r, an upper bound: 0.800 over 1 stable gene; not stable: G2\n" in said
+    assert (
+        "noise ceiling of r, an upper bound: 0.800, stable for 50% of genes and sections; nowhere stable: G2\n" in said
+    )
     assert "not scored: location: no place\n" in said
     assert said.endswith("held out: another patient")
     few = bench.in_words(table(3))
-    assert "3 sections, too few for an interval; r on S0, S1, S2: mean 0.000 0.000 0.000; color " in few
+    assert "3 sections, too few for an interval; r on S0, S1, S2:\n  mean: 0.000, 0.000, 0.000\n  color: " in few
 
 
 def test_genes_are_named_that_count_as_zero():
@@ -103,7 +105,7 @@ def test_genes_are_named_that_count_as_zero():
 def test_json_holds_everything():
     told = json.loads(json.dumps(bench.as_json(table(8)), allow_nan=False))
     assert set(told) == {"mean", "r", "r_by_section", "undefined", "errors", "ceiling", "shares"}
-    assert told["ceiling"] == {"mean": pytest.approx(0.8), "n_stable": 1, "unstable": ["G2"]}
+    assert told["ceiling"] == {"mean": pytest.approx(0.8), "stable_share": 0.5, "unstable": ["G2"]}
     assert told["errors"] == {"location": "no place"}
     assert set(told["mean"]) == {"mean", "color", "good", "location"}
     assert told["mean"]["location"]["pearson"] is None

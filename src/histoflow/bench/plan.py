@@ -95,14 +95,14 @@ def make_plan(
     PanelMismatchError
         If there are too few genes for a panel.
     """
+    scale, tried = check_normalize(normalize), tuple(seeds)
+    if not models or not tried:
+        raise OptionError(f"got {len(models)} models and {len(tried)} seeds; give at least one of each")
     sections, held_out = list(cohort), tuple(getattr(cohort, "held_out_ids", ()))
     kept = [keep_spots(section, min_counts=min_counts) for section in sections]
     if empty := [section_name(section) for section in kept if not section.n_obs]:
         raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
     folds, findings = _audited(unchecked_folds(kept, by, held_out), kept, by)
-    scale, tried = check_normalize(normalize), tuple(seeds)
-    if not models or not tried:
-        raise OptionError(f"got {len(models)} models and {len(tried)} seeds; give at least one of each")
     return Plan(
         dataset=str(getattr(cohort, "name", "sections")),
         by=by,

@@ -6,7 +6,6 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from histoflow.bench.ceiling import CEILING_MODEL
@@ -34,8 +33,8 @@ def as_json(table: pd.DataFrame, patients: Mapping[str, str | None] | None = Non
     Returns
     -------
     `mean` (of every metric, by model, mean over folds), `r` (rows of `uncertainty`), `r_by_section`, `undefined` (by
-    model, the genes whose r is not defined, with the number of sections), `errors` (by model), `ceiling` (mean over
-    the stable genes, how many these are, and the names of the others), `shares`.
+    model, the genes whose r is not defined, with the number of sections), `errors` (by model), `ceiling` (mean where
+    it is stable, `stable_share` of genes and sections, and `unstable`, genes that are so nowhere), `shares`.
     """
     told = {
         "mean": json.loads(_wide(table).to_json(orient="index")),
@@ -97,10 +96,13 @@ def _uncertain(table: pd.DataFrame, patients: Mapping[str, str | None] | None) -
     unit, n_units = rows["unit"].iloc[0], int(rows["n_units"].iloc[0])
     if rows["lower"].isna().all():
         scores = by_section(table).round(3)
-        each = "; ".join(f"{model} {' '.join(f'{r:.3f}' for r in scores[model])}" for model in scores)
-        return f"{_number(n_units, unit)}, too few for an interval; r on {', '.join(scores.index)}: {each}"
-    told = [f"{row.model} {row.mean:.3f} ({row.lower:.3f} to {row.upper:.3f}){_lead(row)}" for row in rows.itertuples()]
-    return f"r with a 90 % interval, {n_units} {unit}s drawn anew: {'; '.join(told)}"
+        each = [f"{model}: {', '.join(f'{r:.3f}' for r in scores[model])}" for model in scores]
+        few = f"{_number(n_units, unit)}, too few for an interval; r on {', '.join(scores.index)}:"
+        return "\n  ".join([few, *each])
+    told = [
+        f"{row.model}: {row.mean:.3f} ({row.lower:.3f} to {row.upper:.3f}){_lead(row)}" for row in rows.itertuples()
+    ]
+    return "\n  ".join([f"r with a 90 % interval, {n_units} {unit}s drawn anew:", *told])
 
 
 def _lead(row: Any) -> str:
@@ -122,17 +124,19 @@ def _of_ceiling(table: pd.DataFrame) -> str:
     told = _ceiling(table)
     if told["mean"] is None:
         return "noise ceiling: not stable for any gene"
-    others = f"; not stable: {_listed(told['unstable'])}" if told["unstable"] else ""
-    genes = _number(told["n_stable"], "stable gene")
-    return f"noise ceiling of r, an upper bound: {told['mean']:.3f} over {genes}{others}"
+    others = f"; nowhere stable: {_listed(told['unstable'])}" if told["unstable"] else ""
+    where = f"stable for {told['stable_share']:.0%} of genes and sections"
+    return f"noise ceiling of r, an upper bound: {told['mean']:.3f}, {where}{others}"
 
 
 def _ceiling(table: pd.DataFrame) -> dict[str, Any]:
-    """Mean ceiling over the genes that are stable in every section, and the names of the others."""
-    values = table[table["metric"] == CEILING]
-    stable = table[table["metric"] == CEILING_STABLE].groupby("gene", sort=False)["value"].min()
-    mean = float(np.nanmean(values["value"])) if values["value"].notna().any() else None
-    return {"mean": mean, "n_stable": int((stable == 1).sum()), "unstable": [str(g) for g in stable.index[stable == 0]]}
+    """Mean of the stable ceilings, the share of genes and sections that have one, and genes that nowhere have."""
+    values = table.loc[table["metric"] == CEILING, "value"]
+    stable = table[table["metric"] == CEILING_STABLE]
+    best = stable.groupby("gene", sort=False)["value"].max()
+    mean = float(values.mean()) if values.notna().any() else None
+    unstable = [str(gene) for gene in best.index[best == 0]]
+    return {"mean": mean, "stable_share": float(stable["value"].mean()), "unstable": unstable}
 
 
 def _errors(table: pd.DataFrame) -> pd.Series:
