@@ -206,14 +206,27 @@ def test_evaluate_prints_its_table_and_leaves_it(manifest, panel_file, tmp_path,
     table = pd.read_parquet(tmp_path / "results.parquet")
     assert done.json["results"] == str(tmp_path / "results.parquet")
     scores = bench.summary(table).set_index(["model", "metric"])["value"]
-    assert set(done.json["mean"]) == {"mean", "color"}
-    for metric, value in done.json["mean"]["color"].items():
+    assert done.json["protocol"] == str(tmp_path / "protocol.json")
+    assert list(done.json["mean"]) == [
+        "library_size",
+        "library_size (oracle: true totals)",
+        "location",
+        "mean",
+        "color",
+    ]
+    told = {metric: value for metric, value in done.json["mean"]["color"].items() if value is not None}
+    assert {"pearson", "share_of_ceiling", "svg_overlap"} <= set(told)
+    for metric, value in told.items():
         assert value == pytest.approx(scores["color", metric])
     assert drawn == [(len(table), tmp_path)]
     said = histoflow(*arguments).out
     assert "held out: same patient, another block\n" in said
     assert f"{scores['color', 'pearson']:.3f}" in said
-    assert said.endswith(f"table, predictions and figures are in {tmp_path}\n")
+    assert "1 section, too few for an interval; r on P2_B:\n  library_size: " in said
+    assert "genes without a defined r, counted as 0: mean all\n" in said
+    assert "noise ceiling of r, an upper bound: 0." in said
+    assert "not scored: location: location says nothing about section P2_B" in said
+    assert said.endswith(f"table, protocol, predictions and figures are in {tmp_path}\n")
 
 
 def test_options_of_evaluate_reach_the_runner(manifest, tmp_path, monkeypatch):
@@ -221,7 +234,7 @@ def test_options_of_evaluate_reach_the_runner(manifest, tmp_path, monkeypatch):
     options = ["--models", "mean", "--by", "block", "--normalize", "none", "--min-counts", "2000", "--seeds", "2"]
     assert histoflow("evaluate", manifest, "--out", tmp_path, "--panel", "4", *options).code == 0
     table = pd.read_parquet(tmp_path / "results.parquet")
-    assert (set(table["by"]), set(table["seed"]), table["gene"].nunique()) == ({"block"}, {0, 1}, 4)
+    assert (set(table["by"]), set(table["seed"]), table["gene"].nunique()) == ({"block"}, {0, 1}, 4 + 1)
     assert table.attrs["normalize"] == "none"
     assert table.attrs["n_spots_left_out"] > 0
 
@@ -230,6 +243,73 @@ def test_evaluate_refuses_a_split_that_leaks(manifest, tmp_path):
     done = histoflow("evaluate", manifest, "--out", tmp_path / "o", "--models", "mean", "--by", "patient")
     check_error(done, 1, "the sections held out cannot be split from the references by patient: shared by both sides")
     assert not (tmp_path / "o").exists()
+
+
+def renamed_patient(manifest, folder, *, slide=None, patient="P9"):
+    """A manifest in which a section comes again as another patient's, from a slide of other bytes if there is one."""
+    rows = pd.read_csv(manifest).set_index("section").loc[["P1_A", "P2_A"], ["patient", "kind", "slide", "counts"]]
+    for column in ("slide", "counts"):
+        rows[column] = [str(manifest.parent / cell) for cell in rows[column]]
+    rows.loc["P9_A"] = rows.loc["P1_A"]
+    rows.loc["P9_A", "patient"] = patient
+    if slide is not None:
+        rows.loc["P9_A", "slide"] = slide
+    rows.to_csv(folder / "renamed.csv")
+    return folder / "renamed.csv"
+
+
+def test_evaluate_finds_one_patient_under_two_names(manifest, tmp_path):
+    saved_again = tmp_path / "again.tif"
+    saved_again.write_bytes((manifest.parent / "P1_A" / "HE.tif").read_bytes() + b"\0")
+    evaluate = ["--out", tmp_path / "o", "--models", "mean", "--panel", "4", "--by", "patient"]
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A lie on one slide, and the patches of 56 spots held out share pixels")
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, slide=str(saved_again)), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A have 56 equal rows of embeddings color: the same pixels twice; they")
+    assert "said to be of patient 'P1' and 'P9'; give them one patient, or keep one of the two" in done.err
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, patient="patient 1"), *evaluate)
+    check_error(done, 1, "sections P1_A and P9_A have the patient ids 'P1' and 'patient 1', which look like one")
+    done = histoflow("evaluate", renamed_patient(manifest, tmp_path, patient=None), *evaluate)
+    check_error(done, 1, "cannot split by patient: not stated for P9_A; fill the column 'patient'")
+    assert not (tmp_path / "o").exists()
+
+
+def test_evaluate_runs_a_protocol_again(manifest, panel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
+    monkeypatch.setattr(workflow.again, "draw_evaluation", lambda *_: None)
+    asked = ["--panel", panel_file, "--models", "color", "--normalize", "none", "--min-counts", "2000", "--seeds", "2"]
+    first = histoflow("evaluate", manifest, "--out", tmp_path / "first", *asked, "--json")
+    protocol = tmp_path / "first" / "protocol.json"
+    again = histoflow("evaluate", manifest, "--out", tmp_path / "again", "--protocol", protocol, "--json")
+    assert (first.code, again.code) == (0, 0), again.err
+    tables = [pd.read_parquet(tmp_path / folder / "results.parquet") for folder in ("first", "again")]
+    pd.testing.assert_frame_equal(*tables)
+    assert again.json["mean"] == first.json["mean"]
+    beside = histoflow("evaluate", manifest, "--out", tmp_path / "o", "--protocol", protocol, "--by", "section")
+    check_error(beside, 2, "--by: the protocol states it already; leave it out, or evaluate anew")
+    told = json.loads(protocol.read_text())
+    told["sections"]["P1_B"]["counts"] = "0" * 64
+    (tmp_path / "other.json").write_text(json.dumps(told))
+    other = histoflow("evaluate", manifest, "--out", tmp_path / "o", "--protocol", tmp_path / "other.json")
+    check_error(
+        other, 1, "the cohort is not the one of the protocol: section P1_B has other counts; give the same data"
+    )
+    assert not (tmp_path / "o").exists()
+
+
+def test_evaluate_splits_by_area(manifest, panel_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
+    one = part_of(manifest, tmp_path, ["P1_A"])
+    split = ["evaluate", one, "--out", tmp_path / "out", "--panel", panel_file, "--models", "mean", "--by", "area"]
+    assert histoflow(*split, "--json").code == 0
+    table = pd.read_parquet(tmp_path / "out" / "results.parquet")
+    assert list(table["fold"].unique()) == [f"P1_A-area{number}" for number in (1, 2, 3, 4)]
+    near = table[(table["model"] == "location") & (table["metric"] == "pearson")]
+    assert (near["error"] == "").all()
+    done = histoflow(*split, "--buffer-um", "10")
+    check_error(done, 1, "buffer_um=10 is below 317 µm, the diagonal of the widest patch (224 µm)")
+    done = histoflow("evaluate", manifest, "--out", tmp_path / "out", "--buffer-um", "500")
+    check_error(done, 2, "--buffer-um is for --by area, not for --by section; leave it out")
 
 
 def test_auto_says_what_it_chose_and_by_how_much(manifest, panel_file, tmp_path, monkeypatch):
@@ -249,7 +329,7 @@ def test_auto_says_what_it_chose_and_by_how_much(manifest, panel_file, tmp_path,
         "evaluate", manifest, "--out", tmp_path / "out", "--panel", panel_file, "--models", "auto", "--json"
     )
     assert scored.code == 0, scored.err
-    assert set(scored.json["mean"]) == {"auto"}
+    assert {"auto", "mean", "library_size", "color", "location"} <= set(scored.json["mean"])
 
 
 # encoders, doctor
@@ -351,7 +431,7 @@ def test_wrong_usage_exits_2(tmp_path, monkeypatch, arguments):
         (["predict", "MODEL", "SLIDE", "--out", "o", "--mpp", "500"], "must lie between 0.05 and 20, got 500.0"),
         (["evaluate", "COHORT", "--out", "o", "--models", "mean,magic"], "model is 'magic'; choose one of mean"),
         (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--by", "organ"], "by must be one of section, block"),
-        (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--seeds", "0"], "1 models and 0 seeds"),
+        (["evaluate", "COHORT", "--out", "o", "--models", "mean", "--seeds", "0"], "4 models and 0 seeds"),
     ],
     ids=lambda value: " ".join(value[4:]) if isinstance(value, list) else "",
 )

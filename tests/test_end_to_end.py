@@ -93,7 +93,7 @@ def test_the_same_evaluation_again_computes_nothing(manifest, panel_file, tmp_pa
     assert second.json == first.json
     pd.testing.assert_frame_equal(pd.read_parquet(out / "results.parquet"), table)
     kept = [path for path in before if path.parent.name in ("parts", "predictions")]
-    assert len(kept) == 4
+    assert len(kept) == 4 + 4  # a part and a prediction of a model; library_size has two predictions, location none
     after = stamps(out)
     assert set(after) == set(before)
     assert {path: after[path] for path in kept} == {path: before[path] for path in kept}

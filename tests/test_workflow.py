@@ -10,7 +10,14 @@ from PIL import Image
 from tests.contracts.test_estimators import SMALL
 
 from histoflow import bench, io, models, workflow
-from histoflow._errors import EncoderMismatchError, GeneNamesWarning, OptionError, PanelMismatchError, SplitError
+from histoflow._errors import (
+    EncoderMismatchError,
+    GeneNamesWarning,
+    OptionError,
+    PanelMismatchError,
+    SplitError,
+    TrainingWarning,
+)
 from histoflow._keys import EMBEDDINGS, UNS
 from histoflow.bench import read_prediction
 from histoflow.datasets import planted
@@ -204,8 +211,10 @@ def test_an_evaluation_leaves_table_predictions_and_figures(cohort, tmp_path):
     flow = models.STFlow(encoder="color", **SMALL)
     chosen = {"mean": models.MeanBaseline(), "color": models.ColorBaseline(), "flow": flow}
     table = workflow.evaluate(cohort, tmp_path, estimators=chosen, panel=PANEL)
-    assert list(table["model"].unique()) == ["mean", "color", "flow"]
-    assert list(table["fold"].unique()) == list(table["section"].unique()) == ["P2_B"]
+    added = ["library_size", "library_size (oracle: true totals)", "location"]
+    assert list(table["model"].unique()) == [*added, "mean", "color", "flow", "(ceiling)"]
+    assert list(table["fold"].unique()) == ["P2_B"]
+    assert set(table["section"]) == {"P2_B", ""}
     assert list(table["shares"].unique()) == ["same patient, another block"]
     pd.testing.assert_frame_equal(pd.read_parquet(tmp_path / "results.parquet"), table)
     r = table[table["metric"] == "pearson"].set_index(["model", "gene"])["value"]
@@ -231,13 +240,29 @@ def test_figures_of_a_model_without_scores(cohort, tmp_path, last, drawn):
     check_pictures(tmp_path / "figures", drawn)
 
 
+def test_the_trivial_baselines_are_always_in_the_table(cohort, caplog):
+    caplog.set_level("INFO", logger="histoflow")
+    counted = cohort.select(sections=["P1_A", "P2_B"])
+    probe = models.RidgeProbe(encoder="mine")
+    chosen = workflow.with_baselines(counted, {"probe": probe, "mean": models.MeanBaseline()})
+    assert list(chosen) == ["library_size", "color", "location", "probe", "mean"]
+    assert chosen["library_size"].encoder == "mine"
+    assert "added to the table: the trivial baselines library_size, color, location" in caplog.text
+    alone = workflow.with_baselines(counted, {"istar": models.SubspotRegressor()})
+    assert alone["library_size"].encoder == "color"
+    features = Cohort([replace(row, kind="features") for row in counted.rows])
+    assert list(workflow.with_baselines(features, {"probe": probe})) == ["mean", "library_size", "location", "probe"]
+    assert list(workflow.with_baselines(features, {"mean": models.MeanBaseline()})) == ["location", "mean"]
+
+
 def test_queries_are_neither_trained_on_nor_scored(cohort, tmp_path, monkeypatch):
     monkeypatch.setattr(workflow, "draw_evaluation", lambda *_: None)
     roles = {"P1_B": "query"}
     rows = [replace(row, role=roles.get(row.section, row.role)) for row in cohort.rows]
     part = Cohort(rows, sections=cohort._sections)
-    table = workflow.evaluate(part, tmp_path, estimators={"mean": models.MeanBaseline()}, panel=PANEL)
-    assert list(table["section"].unique()) == ["P2_B"]
+    with pytest.warns(TrainingWarning, match="2 training sections"):  # of the baselines that are added
+        table = workflow.evaluate(part, tmp_path, estimators={"mean": models.MeanBaseline()}, panel=PANEL)
+    assert set(table["section"]) == {"P2_B", ""}
     kept = read_prediction(tmp_path, fold="P2_B", section="P2_B", model="mean")
     assert kept.uns[UNS]["trained_on"].tolist() == ["P1_A", "P2_A"]
 
@@ -288,6 +313,6 @@ def test_a_gene_that_a_table_lacks_is_an_error_or_zero_as_the_cohort_says(shared
     assert model.training_["taken_for_zero"] == {"P1_B": ["NIL01"]}
     with pytest.warns(GeneNamesWarning, match="section P2_B"), pytest.warns(GeneNamesWarning, match="section P1_B"):
         table = bench.run(trimmed("zero"), models={"mean": models.MeanBaseline()}, panel=PANEL)
-    assert set(table["gene"]) == set(PANEL.genes)
+    assert set(table["gene"]) == {*PANEL.genes, ""}
     with pytest.raises(OptionError, match="missing='maybe' is not offered"):
         trimmed("maybe")

@@ -15,6 +15,7 @@ HistoflowError
 ├── SplitError              (ValueError)   a split cannot be made, or would leak at the asked level
 ├── NotFittedError          (RuntimeError) an estimator is used before `fit`
 ├── ModelFormatError        (ValueError)   a model directory is damaged, or written by a newer version
+├── ProtocolError           (ValueError)   an evaluation cannot be run again from this protocol, or on these data
 ├── WeightsError            (OSError)      weights of an encoder are missing or unreachable
 ├── OutputError             (OSError)      a result cannot be written where asked
 └── MissingDependencyError  (ImportError)  an optional part is not installed
@@ -89,6 +90,10 @@ class NotFittedError(HistoflowError, RuntimeError):
 
 class ModelFormatError(HistoflowError, ValueError):
     """A model directory is damaged, or written by a newer version."""
+
+
+class ProtocolError(HistoflowError, ValueError):
+    """An evaluation cannot be run again from this protocol, or on these data."""
 
 
 class WeightsError(HistoflowError, OSError):

@@ -17,7 +17,11 @@ from histoflow.models import Estimator, LibrarySizeBaseline, LocationBaseline, M
 from histoflow.models.baselines import true_totals_name
 from histoflow.pp import Panel, panel_log1p
 
-METRICS = ["pearson", "spearman", "mse_skill", "variance_ratio", "partial_pearson"]
+METRICS = [
+    *("pearson", "spearman", "mse_skill", "variance_ratio", "partial_pearson"),
+    *("moran_measured", "moran_predicted", "moran_difference", "ssim"),
+]
+MODEL_METRICS = [*METRICS, "svg_overlap", "pearson_pooled", "share_of_ceiling"]
 PANEL = Panel(tuple(GENES[:4]))
 KEYS = ["dataset", "by", "fold", "section", "model", "seed", "gene", "metric"]
 
@@ -86,27 +90,37 @@ def quick(sections, **options):
     return run(sections, **({"models": {"m": Counting()}, "panel": PANEL} | options))
 
 
+def of_sections(table):
+    """The rows of single sections, without those of a fold's spots together."""
+    return table[table["section"] != ""]
+
+
 def files(folder):
     return {path: path.stat().st_mtime_ns for path in sorted(Path(folder).rglob("*")) if path.is_file()}
 
 
 def test_one_row_per_fold_section_model_seed_gene_and_metric(sections):
     chosen = {"mean": MeanBaseline(), "m": Counting()}
-    table = quick(sections, models=chosen, seeds=(0, 3))
-    assert tuple(table.columns) == COLUMNS
-    assert len(table) == 4 * 2 * 2 * len(PANEL) * len(METRICS)
-    assert not table.duplicated(KEYS).any()
+    whole = quick(sections, models=chosen, seeds=(0, 3))
+    assert tuple(whole.columns) == COLUMNS
+    assert not whole.duplicated(KEYS).any()
+    ceilings, table = whole[whole["model"] == "(ceiling)"], whole[whole["model"] != "(ceiling)"]
+    assert len(table) == 4 * 2 * 2 * (len(PANEL) * (len(METRICS) + 2) + 1)
+    assert len(ceilings) == 4 * 2 * len(PANEL)
     for column, values in {
         "dataset": ["sections"],
         "by": ["section"],
         "model": ["mean", "m"],
         "seed": [0, 3],
-        "gene": list(PANEL.genes),
-        "metric": METRICS,
+        "gene": [*PANEL.genes, ""],
+        "metric": MODEL_METRICS,
         "error": [""],
     }.items():
         assert list(table[column].unique()) == values
-    assert np.isfinite(table[table["model"] == "m"]["value"]).all()
+    assert list(table[table["gene"] == ""]["metric"].unique()) == ["svg_overlap"]
+    assert list(table[table["section"] == ""]["metric"].unique()) == ["pearson_pooled"]
+    undefined = table[(table["model"] == "m") & table["value"].isna() & (table["metric"] != "share_of_ceiling")]
+    assert list(undefined["metric"].unique()) == ["ssim"]  # the sections are smaller than its window
 
 
 def test_values_are_the_metrics_of_the_held_out_section(sections):
@@ -125,7 +139,7 @@ def test_values_are_the_metrics_of_the_held_out_section(sections):
 def test_folds_hold_out_whole_groups_and_say_what_they_share(sections, fits):
     tell(sections, patient=["P", "P", "Q", "Q"], block=["P1", "P2", "Q1", "Q1"], order=[1, 1, 4, 5])
     by_patient = quick(sections, by="patient")
-    held_out = by_patient.groupby("fold")["section"].unique()
+    held_out = of_sections(by_patient).groupby("fold")["section"].unique()
     assert {fold: list(names) for fold, names in held_out.items()} == {"P": ["S0", "S1"], "Q": ["S2", "S3"]}
     assert list(by_patient["shares"].unique()) == ["another patient, study not stated"]
     assert [names for names, _ in fits] == [("S2", "S3"), ("S0", "S1")]
@@ -146,7 +160,7 @@ def test_the_panel_is_chosen_from_the_training_sections_alone(sections):
         counts[:, 0] = rng.integers(1, 900, len(counts)) if place == 3 else 5
         section.X = type(section.X)(counts)
     table = quick(sections, panel=3, normalize="none")
-    genes = table.groupby("fold")["gene"].unique()
+    genes = table[table["gene"] != ""].groupby("fold")["gene"].unique()
     assert [GENES[0] in genes[fold] for fold in ("S0", "S1", "S2", "S3")] == [True, True, True, False]
     told = table.attrs["panels"]
     assert {fold: (p["rule"], p["n_genes"]) for fold, p in told.items()} == {f"S{i}": ("variance", 3) for i in range(4)}
@@ -291,7 +305,7 @@ def test_predictions_are_kept_with_what_was_measured(sections, tmp_path):
     np.testing.assert_array_equal(kept.layers["measured"], panel_log1p(sections[2], PANEL, "none"))
     assert list(kept.obs_names) == list(sections[2].obs_names)
     assert list(kept.var_names) == list(PANEL.genes)
-    assert len(list((tmp_path / "predictions").iterdir())) == table["section"].nunique()
+    assert len(list((tmp_path / "predictions").iterdir())) == of_sections(table)["section"].nunique()
     with pytest.raises(
         ReadError, match=r"no prediction .*S2-S2-m-0\.h5ad; run the evaluation with this model and seed"
     ):
@@ -323,8 +337,8 @@ def test_a_model_without_meaning_here_gives_its_reason(sections, tmp_path):
 
 def test_true_totals_are_labelled_an_oracle(sections, tmp_path):
     table = quick(sections, models={"depth": LibrarySizeBaseline()}, normalize="none", out=tmp_path)
-    assert list(table["model"].unique()) == ["depth", "depth (oracle: true totals)"]
-    assert table["model"].value_counts().nunique() == 1
+    assert list(table["model"].unique()) == ["depth", "depth (oracle: true totals)", "(ceiling)"]
+    assert table["model"].value_counts().drop("(ceiling)").nunique() == 1
     oracle = read_prediction(tmp_path, fold="S0", section="S0", model=true_totals_name("depth"))
     fitted = LibrarySizeBaseline(normalize="none").fit(sections[1:], panel=PANEL)
     totals = np.asarray(sections[0].X.sum(axis=1)).ravel()
@@ -346,6 +360,23 @@ def test_the_summary_counts_undefined_genes_as_zero_and_sections_alike():
     ]
 
 
+def test_the_summary_leaves_out_what_says_nothing_of_the_model():
+    table = rows("A", 0, [0.8, np.nan])
+    assert summary(table.assign(metric="share_of_ceiling"))["value"].tolist() == [0.8]
+    assert summary(table.assign(metric="moran_difference", value=np.nan))["value"].isna().all()
+
+
+def test_the_pooled_figure_takes_all_spots_of_the_fold_together(sections):
+    cohort = cohort_of(sections, ["reference", "reference", "held_out", "held_out"])
+    table = quick(cohort, models={"m": RidgeProbe("hest")})
+    fitted = RidgeProbe("hest").fit(sections[:2], panel=PANEL)
+    predicted = np.concatenate([fitted.predict(section).X for section in sections[2:]])
+    measured = np.concatenate([panel_log1p(section, PANEL, "library") for section in sections[2:]])
+    r = [np.corrcoef(measured[:, gene], predicted[:, gene])[0, 1] for gene in range(len(PANEL))]
+    pooled = table[table["metric"] == "pearson_pooled"].set_index("gene")["value"]
+    np.testing.assert_allclose(pooled[list(PANEL.genes)], r, atol=1e-5)
+
+
 def test_the_summary_of_a_model_that_could_not_be_scored_is_undefined():
     table = pd.concat([rows("A", 0, [np.nan, np.nan], error="why", model="bad"), rows("A", 0, [np.nan, np.nan])])
     values = summary(table).set_index("model")["value"]
@@ -357,7 +388,7 @@ def test_roles_of_a_manifest_make_one_fold(sections, fits):
     cohort = cohort_of(sections, ["reference", "held_out", "reference", "held_out"])
     table = quick(cohort)
     assert list(table["fold"].unique()) == ["S1+S3"]
-    assert list(table["section"].unique()) == ["S1", "S3"]
+    assert list(of_sections(table)["section"].unique()) == ["S1", "S3"]
     assert list(table["dataset"].unique()) == ["mine"]
     assert fits == [(("S0", "S2"), 0)]
     assert set(table["shares"]) == {"patient not stated"}
@@ -368,10 +399,10 @@ def test_roles_are_refused_where_the_asked_level_is_violated(sections):
     cohort = cohort_of(sections, ["reference", "reference", "reference", "held_out"])
     assert set(quick(cohort, by="section")["shares"]) == {"same patient, another block"}
     assert set(quick(cohort, by="study")["fold"]) == {"S3"}
-    with pytest.raises(SplitError, match=r"cannot be split from the references by patient: shared by both sides: Q;"):
+    with pytest.raises(SplitError, match=r"patient: shared by both sides: S1 \(patient 'Q'\), S3"):
         quick(cohort, by="patient")
     del sections[0].uns[UNS]["study"]
-    with pytest.raises(SplitError, match=r"by study: shared by both sides: not stated"):
+    with pytest.raises(SplitError, match=r"by study: not stated for S0; fill the column 'study'"):
         quick(cohort, by="study")
     with pytest.raises(SplitError, match="a split needs sections on both sides, got 0 to train"):
         quick(cohort_of(sections, ["held_out"] * 4))
@@ -379,7 +410,7 @@ def test_roles_are_refused_where_the_asked_level_is_violated(sections):
 
 @pytest.mark.parametrize("roles", [["reference"] * 4, ["reference"] * 3 + ["held_out"]])
 def test_a_level_that_is_not_offered_is_refused(sections, fits, roles):
-    with pytest.raises(OptionError, match="by must be one of section, block, patient, study, got 'tissue'"):
+    with pytest.raises(OptionError, match="by must be one of section, block, patient, study, area, got 'tissue'"):
         quick(cohort_of(sections, roles), by="tissue")
     assert not fits
 

@@ -22,7 +22,7 @@ from histoflow.stats.splits import Fold
 
 MEASURED = "measured"
 """``layers`` entry of kept predictions: what was measured at the same spots, on the same scale."""
-_FORMAT = 2
+_FORMAT = 3
 _KEY = "evaluation"
 
 
@@ -56,7 +56,9 @@ class Job:
 
     def key(self) -> str:
         """Hash of everything the scores depend on."""
-        sections = [[_content(section) for section in part] for part in (self.train, self.test)]
+        sections = [
+            [[section_name(section), content_of(section)] for section in part] for part in (self.train, self.test)
+        ]
         told = [type(self.estimator).__name__, self.estimator.identity(), self.panel.genes, self.fold.name]
         told += [self.missing] if self.missing != "error" else []
         return value_hash([_FORMAT, self.model, told, sections])
@@ -174,14 +176,17 @@ def write_table(table: pd.DataFrame, path: Path) -> None:
         table.to_parquet(temporary, index=False)
 
 
-def _content(section: AnnData) -> list[str]:
-    """Hash of counts, names, places, pieces of tissue and scale, and of how each embedding was made."""
+def content_of(section: AnnData) -> dict[str, str]:
+    """Hashes of counts, names, places, pieces of tissue, scale, and how each embedding was made, of a section."""
     counts = section.X.tocsr()
     digest = hashlib.sha256(counts.data.tobytes() + counts.indices.tobytes() + counts.indptr.tobytes())
     made = {name: [str(m.get("id")), str(m.get("slide_id"))] for name, m in facts(section).get(EMBEDDINGS, {}).items()}
     known = facts(section)
-    scale = [str(known.get(key)) for key in ("mpp_x", "mpp_y", "pitch_um")]
-    names = value_hash([list(section.obs_names), list(section.var_names)])
-    places = hashlib.sha256(np.ascontiguousarray(section.obsm[SPATIAL_UM]).tobytes()).hexdigest()
-    pieces = value_hash([str(piece) for piece in section.obs.get(TISSUE, ())])
-    return [section_name(section), digest.hexdigest(), value_hash(made), names, places, pieces, *scale]
+    return {
+        "counts": digest.hexdigest(),
+        "names": value_hash([list(section.obs_names), list(section.var_names)]),
+        "places": hashlib.sha256(np.ascontiguousarray(section.obsm[SPATIAL_UM]).tobytes()).hexdigest(),
+        "scale": value_hash([str(known.get(key)) for key in ("mpp_x", "mpp_y", "pitch_um")]),
+        "pieces": value_hash([str(piece) for piece in section.obs.get(TISSUE, ())]),
+        "embeddings": value_hash(made),
+    }

@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from anndata import AnnData
 
-from histoflow._errors import HistoflowError, OptionError, SplitError
-from histoflow._keys import Missing, facts, section_name
+from histoflow._errors import HistoflowError, HistoflowWarning, SplitError
+from histoflow._keys import section_name
 from histoflow._progress import track
+from histoflow.bench.ceiling import ceiling_rows, shares_of_ceiling
+from histoflow.bench.folds import By
 from histoflow.bench.parts import Job, Keeper, write_table
+from histoflow.bench.plan import Plan, make_plan
+from histoflow.bench.protocol import (
+    check_cohort,
+    check_models,
+    models_of,
+    options_of,
+    read_protocol,
+    write_protocol,
+)
+from histoflow.bench.scores import LEFT_OUT, pooled, score
 from histoflow.models import (
     Auto,
     ColorBaseline,
@@ -24,10 +38,11 @@ from histoflow.models import (
     from_name,
 )
 from histoflow.models.baselines import true_totals_name
-from histoflow.pp.expression import Panel, check_normalize, choose_panel, keep_spots, library_size, panel_log1p
-from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, partial_pearson, pearson, spearman, variance_ratio
-from histoflow.stats.splits import Fold, Level, SectionFacts, check_level, describe_shares, leave_one_out
+from histoflow.pp.expression import Panel, library_size, panel_log1p
+from histoflow.stats.metrics import mean_with_nan_as_zero
+from histoflow.stats.splits import Fold
 
+RESULTS = "results.parquet"
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 
 
@@ -41,7 +56,7 @@ def run(
     cohort: Sequence[AnnData],
     *,
     models: Mapping[str, Estimator | Auto] | None = None,
-    by: Level = "section",
+    by: By | str = "section",
     panel: int | Panel = 50,
     normalize: str = "library",
     min_counts: int = 0,
@@ -58,8 +73,9 @@ def run(
         Estimators, or choices among estimators, by the name they have in the table, not fitted; None for
         `default_models`.
     by
-        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``. Where the manifest gives
-        sections the role held_out, these are the only fold.
+        What is held out as a whole: ``"section"``, ``"block"``, ``"patient"`` or ``"study"``; or ``"area"``, areas of
+        each section behind a buffer, see `Areas`. Where the manifest gives sections the role held_out, these are the
+        only fold.
     panel
         Number of genes, chosen by variance in each fold from its training sections alone; or a fixed panel.
     normalize
@@ -69,53 +85,99 @@ def run(
     seeds
         Seeds of the estimators.
     out
-        Folder for ``results.parquet``, the fitted models, predictions, and finished parts that a later run takes up;
-        None for none.
+        Folder for ``results.parquet``, ``protocol.json``, from which `rerun` makes the same table, the fitted models,
+        predictions, and finished parts that a later run takes up; None for none.
 
     Returns
     -------
     One row per dataset, by, fold, shares, section, model, seed, gene and metric, with `value`, and `error` where a
     model could not be scored. Metrics, each over the spots of one section: pearson, spearman, mse_skill (against the
-    mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts). ``attrs`` tells
+    mean of the training spots), variance_ratio, partial_pearson (given the log1p total counts), moran_measured,
+    moran_predicted, moran_difference, ssim; of predictions with intervals coverage and width of central intervals of
+    50, 80 and 90 %, and crps; with an empty gene svg_overlap; with an empty section pearson_pooled, over the spots of
+    all test sections together; and share_of_ceiling, pearson over the noise ceiling, NaN where that is not stable.
+    Rows of the model "(ceiling)" are of the data: ceiling and ceiling_stable (1 or 0) of every gene. ``attrs`` tells
     panel rule and hash by fold, scale, and spots left out.
 
     Raises
     ------
     SplitError
-        If the level is not stated for every section, or gives fewer than two parts.
+        If the level is not stated for every section, gives fewer than two parts, or the auditor finds it violated.
     PanelMismatchError
         If a fixed panel has genes that a section lacks.
     """
-    sections = list(cohort)
-    kept = [keep_spots(section, min_counts=min_counts) for section in sections]
-    if empty := [section_name(section) for section in kept if not section.n_obs]:
-        raise SplitError(f"min_counts={min_counts} leaves no spot of {', '.join(empty)}; give a smaller number")
-    folds = plan_folds(cohort, by)
-    chosen = [_panel(panel, [kept[i] for i in fold.train], normalize) for fold in folds]
-    known = {"dataset": getattr(cohort, "name", "sections"), "by": by}
-    parts = []
     estimators = default_models() if models is None else models
-    missing: Missing = getattr(cohort, "missing", "error")
-    jobs = list(_jobs(folds, chosen, kept, estimators, normalize, list(seeds), missing))
-    for job in track(jobs, "evaluating"):
-        parts.append(Keeper(job, None if out is None else Path(out)).rows(_score).assign(**known))
-    table = pd.concat(parts, ignore_index=True)[list(COLUMNS)]
-    table.attrs = {
-        "normalize": normalize,
-        "min_counts": int(min_counts),
-        "n_spots_left_out": int(sum(a.n_obs - b.n_obs for a, b in zip(sections, kept, strict=True))),
-        "panels": {
-            fold.name: {"rule": p.rule, "hash": p.hash, "n_genes": len(p)}
-            for fold, p in zip(folds, chosen, strict=True)
-        },
-    }
-    if out is not None:
-        write_table(table, Path(out) / "results.parquet")
+    plan = make_plan(cohort, estimators, by=by, panel=panel, normalize=normalize, min_counts=min_counts, seeds=seeds)
+    folder = None if out is None else Path(out)
+    parts = [Keeper(job, folder).rows(_score) for job in track(list(_jobs(plan)), "evaluating")]
+    parts += [_ceilings(plan, *part) for part in plan.parts()]
+    table = pd.concat(parts, ignore_index=True).assign(dataset=plan.dataset, by=plan.level)[list(COLUMNS)]
+    table = pd.concat([table, shares_of_ceiling(table)], ignore_index=True)
+    table.attrs.update(_attributes(plan))
+    if folder is not None:
+        write_table(table, folder / RESULTS)
+        write_protocol(plan, folder)
     return table
 
 
+def rerun(
+    protocol: str | Path | Mapping[str, Any],
+    cohort: Sequence[AnnData],
+    *,
+    models: Mapping[str, Estimator | Auto] | None = None,
+    out: str | Path | None = None,
+) -> pd.DataFrame:
+    """Run an evaluation again, as its protocol states it.
+
+    Parameters
+    ----------
+    protocol
+        A ``protocol.json`` that `run` wrote, its folder, or what `read_protocol` made of it.
+    cohort
+        The same sections, embedded in the same way.
+    models
+        The same estimators; None to make them of the options that the protocol states, which works for all that need
+        no file of one's own.
+    out
+        As in `run`.
+
+    Returns
+    -------
+    As `run`.
+
+    Raises
+    ------
+    ReadError, ProtocolError
+        If the protocol cannot be read; or cohort, embeddings or models are not those of it, naming what differs.
+    """
+    told = protocol if isinstance(protocol, Mapping) else read_protocol(protocol)
+    check_cohort(told, cohort)
+    estimators = models_of(told) if models is None else models
+    check_models(told, cohort, estimators)
+    table = run(cohort, models=estimators, out=out, **options_of(told))
+    stated = {fold["name"]: fold["panel"]["hash"] for fold in told["folds"]}
+    found = {str(fold): panel["hash"] for fold, panel in table.attrs["panels"].items()}
+    if found != stated:
+        warnings.warn(
+            "the panels are not those of the protocol: this version chooses other genes from the same data, so that "
+            "its figures are not comparable",
+            HistoflowWarning,
+            stacklevel=2,
+        )
+    return table
+
+
+def _attributes(plan: Plan) -> dict[str, Any]:
+    panels = {f.name: {"rule": p.rule, "hash": p.hash, "n_genes": len(p)} for f, p, *_ in plan.parts()}
+    about = {"normalize": plan.normalize, "min_counts": plan.min_counts, "n_spots_left_out": plan.n_spots_left_out}
+    return about | {"panels": panels}
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
-    """Mean over genes (NaN counted as 0), by metric, model and fold, then over sections and seeds.
+    """Mean over genes, by metric, model and fold, then over sections and seeds.
+
+    A NaN counts as 0, except in metrics where it says something of the measurement rather than of the model
+    (`scores.LEFT_OUT`, such as moran_measured, ssim and share_of_ceiling): there it is left out.
 
     Returns
     -------
@@ -123,79 +185,34 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for (model, metric, fold), part in table.groupby(["model", "metric", "fold"], sort=False):
-        scores = [mean_with_nan_as_zero(g["value"].to_numpy(float)) for _, g in part.groupby(["section", "seed"])]
+        groups = [group["value"].to_numpy(float) for _, group in part.groupby(["section", "seed"])]
+        means = [_mean(values, leave_out=metric in LEFT_OUT) for values in groups]
         failed = bool((part["error"] != "").all())
-        value = float("nan") if failed else float(np.mean([score.mean for score in scores]))
-        rows.append((model, metric, fold, value, sum(score.n_nan for score in scores)))
+        defined = [mean for mean in means if not np.isnan(mean)]
+        value = float("nan") if failed or not defined else float(np.mean(defined))
+        rows.append((model, metric, fold, value, sum(int(np.isnan(values).sum()) for values in groups)))
     return pd.DataFrame(rows, columns=["model", "metric", "fold", "value", "n_nan"])
 
 
-def _facts_of(section: AnnData) -> SectionFacts:
-    known = facts(section)
-    ids = {key: None if known.get(key) is None else str(known[key]) for key in ("patient", "block", "study")}
-    order = known.get("order")
-    return SectionFacts(section_name(section), **ids, order=None if order is None else int(order))
+def _mean(values: np.ndarray, *, leave_out: bool) -> float:
+    """Mean over genes; NaN where all of them are left out."""
+    if not leave_out:
+        return mean_with_nan_as_zero(values).mean
+    defined = values[~np.isnan(values)]
+    return float(defined.mean()) if len(defined) else float("nan")
 
 
-def plan_folds(cohort: Sequence[AnnData], by: Level = "section") -> list[Fold]:
-    """Hold out every group in turn; or, where a manifest says which sections are held out, these alone.
-
-    Parameters
-    ----------
-    cohort
-        Sections; nothing but what is known about where they come from is looked at.
-    by
-        As in `run`.
-
-    Returns
-    -------
-    Folds, whose numbers are places in `cohort`.
-
-    Raises
-    ------
-    OptionError
-        If the level is not offered.
-    SplitError
-        If it is not stated for every section, gives fewer than two parts, or cannot part the sections held out.
-    """
-    check_level(by)
-    told = [_facts_of(section) for section in cohort]
-    held_out: list[str] = getattr(cohort, "held_out_ids", [])
-    if not held_out:
-        return leave_one_out(told, by)
-    test = tuple(i for i, fact in enumerate(told) if fact.section in held_out)
-    train = tuple(i for i in range(len(told)) if i not in test)
-    groups = [{getattr(told[i], by) for i in side} for side in (train, test)]
-    shared = {str(group) for group in groups[0] & groups[1]}
-    if shared or None in groups[0] | groups[1]:
-        what = f"shared by both sides: {', '.join(sorted(shared - {'None'})) or 'not stated'}"
-        raise SplitError(
-            f"the sections held out cannot be split from the references by {by}: {what}; split by another level"
-        )
-    label = describe_shares([told[i] for i in train], [told[i] for i in test])
-    return [Fold("+".join(told[i].section for i in test), train, test, label)]
+def _jobs(plan: Plan) -> Iterable[Job]:
+    for fold, panel, train, test in plan.parts():
+        for name, estimator in plan.models.items():
+            for seed in plan.seeds:
+                yield Job(fold, train, test, panel, name, estimator.clone(seed=seed), plan.missing)
 
 
-def _panel(panel: int | Panel, train: list[AnnData], normalize: str) -> Panel:
-    return panel if isinstance(panel, Panel) else choose_panel(train, panel, normalize=check_normalize(normalize))
-
-
-def _jobs(
-    folds: list[Fold],
-    panels: list[Panel],
-    sections: list[AnnData],
-    models: Mapping[str, Estimator | Auto],
-    normalize: str,
-    seeds: list[int],
-    missing: Missing,
-) -> Iterable[Job]:
-    if not models or not seeds:
-        raise OptionError(f"got {len(models)} models and {len(seeds)} seeds; give at least one of each")
-    for fold, panel in zip(folds, panels, strict=True):
-        train, test = [sections[i] for i in fold.train], [sections[i] for i in fold.test]
-        for name, estimator in models.items():
-            for seed in seeds:
-                yield Job(fold, train, test, panel, name, estimator.clone(normalize=normalize, seed=seed), missing)
+def _ceilings(plan: Plan, fold: Fold, panel: Panel, train: list[AnnData], test: list[AnnData]) -> pd.DataFrame:
+    """Rows of the noise ceilings of a fold's held-out sections."""
+    rows = [ceiling_rows(section, panel, plan.normalize, plan.missing) for section in test]
+    return pd.concat(rows, ignore_index=True).assign(fold=fold.name, shares=fold.shares)
 
 
 def _score(job: Job, keeper: Keeper) -> pd.DataFrame:
@@ -204,16 +221,34 @@ def _score(job: Job, keeper: Keeper) -> pd.DataFrame:
     measure = partial(panel_log1p, panel=job.panel, normalize=fitted.normalize, missing=job.missing)
     measured_train = [measure(section) for section in job.train]
     baseline = np.concatenate(measured_train).mean(axis=0, dtype=np.float64)
-    rows = []
+    rows, found = [], _Found()
     for section in job.test:
         measured = measure(section)
         for model, predicted in _predictions(job.model, fitted, section).items():
             if isinstance(predicted, HistoflowError):
                 rows.append(_failed(job.panel, section, model, str(predicted)))
                 continue
-            rows.append(_metrics(measured, predicted, baseline, section).assign(model=model))
+            rows.append(score(measured, predicted, baseline, section).assign(model=model))
+            found.add(model, measured, predicted)
             keeper.prediction(predicted, measured, section=section, model=model)
-    return pd.concat(rows, ignore_index=True)
+    return pd.concat([*rows, *found.pooled(job.panel)], ignore_index=True)
+
+
+class _Found:
+    """What a fold's models predicted of its sections, for the figures of all its spots together."""
+
+    def __init__(self) -> None:
+        self._of_model: dict[str, list[tuple[np.ndarray, AnnData]]] = {}
+
+    def add(self, model: str, measured: np.ndarray, predicted: AnnData) -> None:
+        """Take one section's measured expression (n_spots, n_genes) and the prediction of it."""
+        self._of_model.setdefault(model, []).append((measured, predicted))
+
+    def pooled(self, panel: Panel) -> Iterable[pd.DataFrame]:
+        """Rows of each model over all sections."""
+        for model, pairs in self._of_model.items():
+            measured, predicted = zip(*pairs, strict=True)
+            yield pooled(measured, predicted, panel.genes).assign(model=model)
 
 
 def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, AnnData | HistoflowError]:
@@ -228,20 +263,6 @@ def _predictions(name: str, fitted: Estimator, section: AnnData) -> dict[str, An
         oracle = fitted.predict_given_totals(section, library_size(section))
         found[true_totals_name(name)] = oracle
     return found
-
-
-def _metrics(measured: np.ndarray, predicted: AnnData, baseline: np.ndarray, section: AnnData) -> pd.DataFrame:
-    expression = np.asarray(predicted.X)
-    values = {
-        "pearson": pearson(measured, expression),
-        "spearman": spearman(measured, expression),
-        "mse_skill": mse_skill(measured, expression, baseline=baseline),
-        "variance_ratio": variance_ratio(measured, expression),
-        "partial_pearson": partial_pearson(measured, expression, covariate=np.log1p(library_size(section))),
-    }
-    wide = pd.DataFrame(values, index=pd.Index(predicted.var_names, name="gene")).reset_index()
-    long = wide.melt(id_vars="gene", var_name="metric", value_name="value")
-    return long.assign(section=section_name(section), error="")
 
 
 def _failed(panel: Panel, section: AnnData, model: str, reason: str) -> pd.DataFrame:

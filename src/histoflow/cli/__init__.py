@@ -7,11 +7,11 @@ import sys
 import click
 
 from histoflow._errors import HistoflowError, OptionError
-from histoflow.cli import cohorts, hest, machine, report, subspot
+from histoflow.cli import cohorts, evaluation, hest, machine, report, subspot
 from histoflow.cli.root import cli
 
 for _command in (
-    *(cohorts.demo, cohorts.fit, cohorts.predict, cohorts.evaluate, hest.hest_bench, subspot.super_resolve),
+    *(cohorts.demo, cohorts.fit, cohorts.predict, evaluation.evaluate, hest.hest_bench, subspot.super_resolve),
     report.report,
     *(machine.encoders, machine.cache, machine.doctor),
 ):

@@ -1,8 +1,7 @@
-"""Commands on cohorts and slides: demo, fit, predict, evaluate."""
+"""Commands on cohorts and slides: demo, fit, predict."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ from histoflow.cli.stpath import (
     genes_option,
     model_and_target,
     stpath_options,
-    stpath_weights_option,
 )
 
 
@@ -145,56 +143,3 @@ def _row(cohort: Any, section: str | None) -> Any:
             f"--section {section or 'is not given and'} names {len(rows)} sections; choose one of {known}"
         )
     return rows[0]
-
-
-@click.command()
-@click.argument("cohort", type=PATH)
-@click.option("--out", type=PATH, required=True, help="Folder of table, predictions and figures.")
-@click.option("--by", default="section", show_default=True, help="section, block, patient or study.")
-@click.option("--models", "names", default="mean,library_size,color,hest_fm,stflow", show_default=True)
-@encoder_option
-@weights_option
-@amp_option
-@panel_option
-@normalize_option
-@min_counts_option
-@missing_option
-@click.option("--seeds", default=1, show_default=True, help="Number of seeds.")
-@stpath_options
-@stpath_weights_option
-@json_option
-def evaluate(
-    cohort: Path,
-    out: Path,
-    by: str,
-    names: str,
-    encoder: str,
-    weights: Path | None,
-    amp: bool,
-    panel: str,
-    normalize: str,
-    min_counts: int,
-    missing: str,
-    seeds: int,
-    as_json: bool,
-    **of_stpath: Any,
-) -> None:
-    """Score models on sections of a COHORT that they have not seen."""
-    from histoflow import bench, io, workflow
-
-    sections = io.read_cohort(cohort, missing=missing)
-    looks_through = workflow.chosen_encoder(encoder, weights, amp=amp)
-    how: dict[str, Any] = {"encoder": looks_through, "weights": weights, "by": by, "normalize": normalize}
-    of_stpath = {option.removeprefix("stpath_"): value for option, value in of_stpath.items()}
-    chosen = workflow.models_for(sections, names.split(","), of_stpath=of_stpath, **how)
-    options: dict[str, Any] = {"panel": panel_of(panel), "normalize": normalize, "min_counts": min_counts}
-    table = workflow.evaluate(sections, out, estimators=chosen, by=by, seeds=range(seeds), **options)
-    scores = bench.summary(table)
-    wide = scores.pivot_table(index="model", columns="metric", values="value", aggfunc="mean", sort=False, dropna=False)
-    told = {"results": str(out / "results.parquet"), "mean": json.loads(wide.to_json(orient="index"))}
-    shares = "; ".join(dict.fromkeys(table["shares"]))
-    say(
-        told,
-        f"{wide.round(3).to_string()}\nheld out: {shares}\ntable, predictions and figures are in {out}",
-        as_json=as_json,
-    )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from histoflow._errors import OptionError
 from histoflow.models.auto import Auto
 from histoflow.models.auto import sentence as auto_sentence
 from histoflow.models.base import Estimator, load_estimator
 from histoflow.models.baselines import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
+from histoflow.models.calibrated import Calibrated
 from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
+from histoflow.models.kinds import KINDS
 from histoflow.models.lazyslide import as_lazyslide_model
 from histoflow.models.member import Network
 from histoflow.models.ridge import RidgeProbe
@@ -18,15 +22,7 @@ from histoflow.models.stpath import STPathZeroShot
 from histoflow.models.subspot import SubspotRegressor
 from histoflow.models.training import Training
 
-_KINDS: dict[str, type[Estimator]] = {
-    kind.name: kind
-    for kind in (
-        *(MeanBaseline, LibrarySizeBaseline, ColorBaseline, LocationBaseline),
-        *(RidgeProbe, STFlow, SubspotRegressor, STPathZeroShot),
-    )
-}
-
-NAMES = tuple(_KINDS)
+NAMES = tuple(KINDS)
 """Names of all estimators, as options take them."""
 AUTO_NAMES = (
     *(MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name),
@@ -38,6 +34,7 @@ __all__ = [
     "AUTO_NAMES",
     "NAMES",
     "Auto",
+    "Calibrated",
     "ColorBaseline",
     "CrossFit",
     "Estimator",
@@ -55,6 +52,7 @@ __all__ = [
     "auto_sentence",
     "cross_fit",
     "from_name",
+    "from_options",
     "load",
     "training_folds",
 ]
@@ -79,7 +77,7 @@ def load(path: str | Path) -> Estimator:
     --------
     >>> model = load("model/")  # doctest: +SKIP
     """
-    return load_estimator(path, _KINDS)
+    return load_estimator(path, KINDS | {Calibrated.name: Calibrated})
 
 
 def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library", seed: int = 0) -> Estimator:
@@ -101,11 +99,24 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
     OptionError
         If there is none of that name, or it does not predict on that scale.
     """
-    if name not in _KINDS:
+    if name not in KINDS:
         raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
-    made = _KINDS[name].from_options({"normalize": normalize, "seed": seed})
+    made = KINDS[name].from_options({"normalize": normalize, "seed": seed})
     chooses = made.encoder is not None and made.embedding_recipe is None and name != ColorBaseline.name
     return made.clone(encoder=encoder) if chooses else made
+
+
+def from_options(name: str, options: Mapping[str, Any]) -> Estimator:
+    """Make the estimator called `name` of what `Estimator.options` returned.
+
+    Raises
+    ------
+    OptionError
+        If there is none of that name.
+    """
+    if name not in KINDS:
+        raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
+    return KINDS[name].from_options(options)
 
 
 def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0, looks_at_slides: bool = True) -> Auto:

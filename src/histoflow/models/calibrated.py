@@ -16,7 +16,6 @@ from histoflow._keys import (
     RESIDUAL_QUANTILES,
     SCALE,
     UNFAMILIAR,
-    UNS,
     UPPER,
     Missing,
 )

@@ -61,12 +61,15 @@ class Fold:
         Positions in the list of sections.
     shares
         In plain words, the closest thing that test shares with train, see `describe_shares`.
+    rows
+        Of a section that is on both sides, its training rows and its held-out rows; None where sections stay whole.
     """
 
     name: str
     train: tuple[int, ...]
     test: tuple[int, ...]
     shares: str
+    rows: tuple[tuple[int, ...], tuple[int, ...]] | None = None
 
 
 _SHARES = (
@@ -111,16 +114,16 @@ def describe_shares(train: Sequence[SectionFacts], test: Sequence[SectionFacts])
     return min((_shared(one, other) for one in train for other in test), key=_SHARES.index)
 
 
-def check_level(by: str) -> None:
+def check_level(by: str, *, also: Sequence[str] = ()) -> None:
     """Refuse a level that is not offered.
 
     Raises
     ------
     OptionError
-        If `by` is not one of `Level`.
+        If `by` is not one of `Level`, for texts completed by what else a caller offers.
     """
     if by not in get_args(Level):
-        raise OptionError(f"by must be one of {', '.join(get_args(Level))}, got {by!r}")
+        raise OptionError(f"by must be one of {', '.join((*get_args(Level), *also))}, got {by!r}")
 
 
 def leave_one_out(facts: Sequence[SectionFacts], by: Level = "section") -> list[Fold]:

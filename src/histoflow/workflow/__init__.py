@@ -1,5 +1,7 @@
 """The verbs that people know, from paths to results. Thin: the work is below."""
 
+from histoflow.workflow.again import rerun
+from histoflow.workflow.baselines import with_baselines
 from histoflow.workflow.cohorts import (
     chosen_encoder,
     embed,
@@ -13,7 +15,7 @@ from histoflow.workflow.cohorts import (
     write_h5ad,
 )
 from histoflow.workflow.demo import demo
-from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, slide_thumbnail
+from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, patients_of, slide_thumbnail
 from histoflow.workflow.hest import hest_bench
 from histoflow.workflow.reports import report
 from histoflow.workflow.slides import (
@@ -44,17 +46,20 @@ __all__ = [
     "hest_bench",
     "match",
     "models_for",
+    "patients_of",
     "predict_expression",
     "predict_section",
     "predict_slide",
     "predict_to_file",
     "read_visium_with_image",
     "report",
+    "rerun",
     "resolve",
     "slide_thumbnail",
     "spot_features",
     "super_resolve",
     "tile",
+    "with_baselines",
     "write_h5ad",
     "zero_shot",
 ]

@@ -56,7 +56,7 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
         _draw_query(models.load(saved), query, folder)
         reports[query.section] = report(folder / f"{query.section}.h5ad", folder / f"{query.section}.html")
     scores = bench.summary(table)
-    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"]
+    of_r = scores[scores["metric"] == "pearson"].set_index("model")["value"].dropna()
     told = {"out": str(folder), "model": str(saved), "figures": str(folder / "figures"), "mean_r": of_r.to_dict()}
     return told | {"reports": {name: str(path) for name, path in reports.items()}}
 

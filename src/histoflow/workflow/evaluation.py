@@ -14,6 +14,7 @@ from histoflow import bench, io, models, pl
 from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
+from histoflow.workflow.baselines import with_baselines
 from histoflow.workflow.cohorts import FEATURES, embed_for, look_through, named
 from histoflow.workflow.reports import keep_pictures
 from histoflow.workflow.zeroshot import tell_stpath
@@ -65,7 +66,7 @@ def models_for(
     WeightsError
         If the pretrained model's weights or vocabulary are missing.
     """
-    counted = _counted(cohort)
+    counted = counted_part(cohort)
     bench.plan_folds(counted, by)
     name, ready = look_through(counted, encoder, weights)
     chosen = {model: named(model, ready, encoder=name, normalize=normalize) for model in names}
@@ -74,7 +75,8 @@ def models_for(
     return chosen
 
 
-def _counted(cohort: io.Cohort) -> io.Cohort:
+def counted_part(cohort: io.Cohort) -> io.Cohort:
+    """The part of a cohort that an evaluation looks at: all rows but those to predict."""
     return cohort.select(sections=[row.section for row in cohort.rows if row.role != "query"])
 
 
@@ -89,7 +91,7 @@ def evaluate(
     min_counts: int = 0,
     seeds: Iterable[int] = (0,),
 ) -> pd.DataFrame:
-    """Embed a cohort, score every model on what it has not seen, and draw the figures.
+    """Embed a cohort, score every model on what it has not seen beside the trivial baselines, and draw the figures.
 
     Parameters
     ----------
@@ -98,22 +100,29 @@ def evaluate(
     out
         Folder of the table, predictions and figures; a later run takes up what is finished there.
     estimators
-        By the name they have in the table; None for `bench.default_models`.
+        By the name they have in the table; None for `bench.default_models`. Of `bench.BASELINES` those that are not
+        among them are added, before them, looking through the same encoder.
     by, panel, normalize, min_counts, seeds
         As in `bench.run`.
 
     Returns
     -------
-    The long table of `bench.run`; also ``results.parquet`` in `out`, beside predictions and figures.
+    The long table of `bench.run`; also ``results.parquet`` in `out`, beside ``protocol.json``, predictions and figures.
     """
-    chosen = dict(bench.default_models() if estimators is None else estimators)
-    counted = _counted(cohort)
+    counted = counted_part(cohort)
+    chosen = with_baselines(counted, bench.default_models() if estimators is None else estimators)
     bench.plan_folds(counted, by)  # refuses what cannot be split before minutes of embedding
     embed_for(counted, chosen.values())
     options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
     table = bench.run(counted, models=chosen, out=out, **options)
     draw_evaluation(table, Path(out), counted)
     return table
+
+
+def patients_of(cohort: io.Cohort) -> dict[str, str | None]:
+    """Patient of each section that an evaluation looks at; None where it is not stated."""
+    known = {section_name(section): facts(section).get("patient") for section in counted_part(cohort)}
+    return {name: None if patient is None else str(patient) for name, patient in known.items()}
 
 
 def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData]) -> list[Path]:
@@ -141,16 +150,18 @@ def draw_evaluation(table: pd.DataFrame, out: Path, sections: Sequence[AnnData])
             pl.model_bars(of_r[["model", "fold", "value"]], title=f"held out: {label}"), out / "figures" / "models.png"
         )
     ]
-    best = str(table["model"].iloc[-1])
-    for (fold, section), part in table.groupby(["fold", "section"], sort=False):
-        figures += _draw_section(part, out, str(fold), best, next(s for s in sections if section_name(s) == section))
+    of_sections = table[table["section"] != ""]
+    drawn = [str(model) for model in table["model"].unique() if model != bench.CEILING_MODEL][-1]
+    for (fold, section), part in of_sections.groupby(["fold", "section"], sort=False):
+        figures += _draw_section(part, out, str(fold), drawn, next(s for s in sections if section_name(s) == section))
     return figures
 
 
 def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section: AnnData) -> list[Path]:
     """Maps, scatters and bars of one held-out section, as the last model of the table predicts it."""
-    name, seed = section_name(section), int(part["seed"].min())
-    own = part[(part["model"] == model) & (part["metric"] == "pearson") & (part["seed"] == seed)]
+    scored = part[(part["model"] == model) & (part["metric"] == "pearson")]
+    name, seed = section_name(section), int(scored["seed"].min())
+    own = scored[scored["seed"] == seed]
     if (own["error"] != "").any():
         return []
     predicted = bench.read_prediction(out, fold=fold, section=name, model=model, seed=seed)
@@ -171,7 +182,8 @@ def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section:
     bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
     folder = out / "figures"
     drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
-    return [pl.save(figure, folder / f"{name}-{kind}.png") for kind, figure in drawn.items()]
+    stem = fold if fold.startswith(f"{name}-") else name  # an area of the section, of which there are several
+    return [pl.save(figure, folder / f"{stem}-{kind}.png") for kind, figure in drawn.items()]
 
 
 def _spread_by_rank(r: pd.Series) -> list[str]:
