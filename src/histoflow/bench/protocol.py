@@ -230,7 +230,7 @@ def _model(estimator: Estimator | Auto) -> dict[str, Any]:
     if isinstance(estimator, Auto):
         candidates = {name: _model(one) for name, one in estimator.candidates.items()}
         identity = {name: one["identity"] for name, one in candidates.items()}
-        return {"estimator": Auto.name, "candidates": candidates, "identity": identity}
+        return {"estimator": Auto.name, "candidates": candidates, "level": estimator.level, "identity": identity}
     hidden = dict.fromkeys(estimator.local_options)
     identity = {key: value for key, value in estimator.identity().items() if key != "seed"}
     return {"estimator": estimator.name, "options": estimator.options() | hidden, "identity": identity}
@@ -238,7 +238,7 @@ def _model(estimator: Estimator | Auto) -> dict[str, Any]:
 
 def _made(stated: Mapping[str, Any]) -> Estimator | Auto:
     if stated["estimator"] == Auto.name:
-        return Auto({name: _single(one) for name, one in stated["candidates"].items()})
+        return Auto({name: _single(one) for name, one in stated["candidates"].items()}, stated["level"])
     return _single(stated)
 
 

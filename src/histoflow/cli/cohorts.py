@@ -14,6 +14,8 @@ from histoflow.cli.root import (
     amp_option,
     encoder_option,
     json_option,
+    level_of,
+    level_option,
     min_counts_option,
     missing_option,
     normalize_option,
@@ -58,22 +60,32 @@ def demo(dataset: str, out: Path, as_json: bool) -> None:
 @min_counts_option
 @missing_option
 @click.option("--seed", default=0, show_default=True)
+@level_option
 @json_option
 def fit(
-    cohort: Path, out: Path, as_json: bool, encoder: str, amp: bool, panel: str, missing: str, **options: Any
+    cohort: Path,
+    out: Path,
+    as_json: bool,
+    encoder: str,
+    weights: Path | None,
+    amp: bool,
+    panel: str,
+    missing: str,
+    level: str,
+    **options: Any,
 ) -> None:
     """Fit a model on the references of a COHORT manifest."""
     from histoflow import io, models, workflow
 
     sections = io.read_cohort(cohort, missing=missing)
-    looks_through = workflow.chosen_encoder(encoder, options["weights"], amp=amp)
-    model = workflow.fit(sections, encoder=looks_through, panel=panel_of(panel), **options)
+    looks_through = workflow.chosen_encoder(encoder, weights, amp=amp)
+    model = workflow.fit(sections, encoder=looks_through, panel=panel_of(panel), level=level_of(level), **options)
     model.save(out)
     known = ("sections", "n_spots", "n_spots_left_out", "auto")
     told = {key: model.training_[key] for key in known if key in model.training_}
     trained = f"{sum(told['n_spots'])} spots of {len(told['sections'])} sections ({told['n_spots_left_out']} left out)"
     chosen = f"{models.auto_sentence(told['auto'])}\n" if "auto" in told else ""
-    text = f"{chosen}fitted {model.name} on {trained}; the model is in {out}"
+    text = f"{chosen}fitted {model.method} on {trained}; the model is in {out}"
     say({"model": str(out), **told}, text, as_json=as_json)
 
 

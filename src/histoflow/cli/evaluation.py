@@ -14,6 +14,8 @@ from histoflow.cli.root import (
     amp_option,
     encoder_option,
     json_option,
+    level_of,
+    level_option,
     min_counts_option,
     missing_option,
     normalize_option,
@@ -42,6 +44,7 @@ _WITH_PROTOCOL = {"cohort", "out", "protocol", "as_json", "weights", *_STPATH}
 @min_counts_option
 @missing_option
 @click.option("--seeds", default=1, show_default=True, help="Number of seeds.")
+@level_option
 @click.option("--protocol", type=PATH, help="Run this protocol.json of an earlier evaluation again.")
 @stpath_options
 @stpath_weights_option
@@ -69,7 +72,7 @@ def _evaluated(
     sections = io.read_cohort(cohort, missing=missing)
     split = _split(by, buffer_um)
     looks_through = workflow.chosen_encoder(options["encoder"], options["weights"], amp=options["amp"])
-    how: dict[str, Any] = {"weights": options["weights"], "by": split, "normalize": options["normalize"]}
+    how: dict[str, Any] = {"by": split, "normalize": options["normalize"], "level": level_of(options["level"])}
     chosen = workflow.models_for(
         sections, names.split(","), encoder=looks_through, of_stpath=_of_stpath(options), **how
     )

@@ -20,8 +20,13 @@ MANIFESTS = (".csv", ".tsv")
 PATH = click.Path(path_type=Path)
 _EVERY, _LISTS = "all", (".txt", ".csv", ".tsv")
 
+_NO_LEVEL = "off"
+
 encoder_option = click.option("--encoder", default="scatter", show_default=True, help="Encoder of the patches.")
 weights_option = click.option("--weights", type=PATH, help="Local file of the encoder's weights.")
+level_option = click.option(
+    "--level", default="0.9", show_default=True, help="Part of measured values that intervals are to hold, or off."
+)
 amp_option = click.option("--amp", is_flag=True, help="Encode in bfloat16 where that is faster and agrees.")
 panel_option = click.option("--panel", default="50", show_default=True, help="Number of genes, or a file of names.")
 normalize_option = click.option("--normalize", default="library", show_default=True, help="library or none.")
@@ -62,6 +67,19 @@ def panel_of(text: str) -> int | Panel:
     except (OSError, UnicodeDecodeError) as err:
         why = getattr(err, "strerror", None) or "it is not text"
         raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
+
+
+def level_of(text: str) -> float | None:
+    """The level of intervals, or None where none are wanted."""
+    if text == _NO_LEVEL:
+        return None
+    try:
+        level = float(text)
+    except ValueError:
+        level = float("nan")
+    if not 0 < level < 1:
+        raise OptionError(f"--level {text}: give a part above 0 and below 1, as 0.9, or {_NO_LEVEL}")
+    return level
 
 
 def genes_of(text: str | None) -> list[str] | None:

@@ -29,6 +29,8 @@ AUTO_NAMES = (
     *(RidgeProbe.name, STFlow.name, SubspotRegressor.name),
 )
 """What `auto` chooses from."""
+_WITH_INTERVALS = (*AUTO_NAMES[:1], *AUTO_NAMES[2:])
+_ALL_KINDS: dict[str, type[Estimator]] = {**KINDS, Calibrated.name: Calibrated}
 
 __all__ = [
     "AUTO_NAMES",
@@ -77,10 +79,12 @@ def load(path: str | Path) -> Estimator:
     --------
     >>> model = load("model/")  # doctest: +SKIP
     """
-    return load_estimator(path, KINDS | {Calibrated.name: Calibrated})
+    return load_estimator(path, _ALL_KINDS)
 
 
-def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library", seed: int = 0) -> Estimator:
+def from_name(
+    name: str, *, encoder: str = "scatter", normalize: str = "library", seed: int = 0, level: float | None = None
+) -> Estimator:
     """Make the estimator called `name`, with its defaults.
 
     Parameters
@@ -93,6 +97,9 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
         ``"library"`` or ``"none"``, see `Estimator`.
     seed
         The only source of randomness.
+    level
+        Level of its intervals, see `Calibrated`; None for no intervals. The trivial baselines ``"library_size"`` and
+        ``"location"``, and the pretrained model, have none in any case.
 
     Raises
     ------
@@ -103,7 +110,8 @@ def from_name(name: str, *, encoder: str = "scatter", normalize: str = "library"
         raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
     made = KINDS[name].from_options({"normalize": normalize, "seed": seed})
     chooses = made.encoder is not None and made.embedding_recipe is None and name != ColorBaseline.name
-    return made.clone(encoder=encoder) if chooses else made
+    made = made.clone(encoder=encoder) if chooses else made
+    return Calibrated(made, level) if level is not None and name in _WITH_INTERVALS else made
 
 
 def from_options(name: str, options: Mapping[str, Any]) -> Estimator:
@@ -114,17 +122,24 @@ def from_options(name: str, options: Mapping[str, Any]) -> Estimator:
     OptionError
         If there is none of that name.
     """
-    if name not in KINDS:
+    if name not in _ALL_KINDS:
         raise OptionError(f"model is {name!r}; choose one of {', '.join(NAMES)}")
-    return KINDS[name].from_options(options)
+    return _ALL_KINDS[name].from_options(options)
 
 
-def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0, looks_at_slides: bool = True) -> Auto:
+def auto(
+    *,
+    encoder: str = "scatter",
+    normalize: str = "library",
+    seed: int = 0,
+    looks_at_slides: bool = True,
+    level: float | None = None,
+) -> Auto:
     """Make the choice among `AUTO_NAMES`, with their defaults.
 
     Parameters
     ----------
-    encoder, normalize, seed
+    encoder, normalize, seed, level
         As in `from_name`.
     looks_at_slides
         Whether sections have slides; without them, only candidates that look through `encoder`, or at nothing, remain.
@@ -132,4 +147,4 @@ def auto(*, encoder: str = "scatter", normalize: str = "library", seed: int = 0,
     made = {name: from_name(name, encoder=encoder, normalize=normalize, seed=seed) for name in AUTO_NAMES}
     if not looks_at_slides:
         made = {name: one for name, one in made.items() if one.slot in (None, encoder)}
-    return Auto(made)
+    return Auto(made, level)

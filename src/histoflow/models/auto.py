@@ -13,6 +13,7 @@ from histoflow._errors import OptionError, SplitError
 from histoflow._keys import HELD_OUT_R, Missing
 from histoflow._progress import track
 from histoflow.models.base import Estimator
+from histoflow.models.calibrated import Calibrated
 from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
 from histoflow.pp.expression import Normalize, Panel, keep_spots
 
@@ -29,9 +30,12 @@ class Auto:
     ----------
     candidates
         Estimators by name, none of them fitted.
+    level
+        Level of the intervals of the one that is chosen, see `Calibrated`; None for no intervals.
     """
 
     candidates: Mapping[str, Estimator]
+    level: float | None = None
     name: ClassVar[str] = "auto"
 
     def fit(
@@ -76,7 +80,9 @@ class Auto:
         told = comparison(found)
         best = told["chosen"]
         _LOG.info("%s", sentence(told))
-        fitted = self.candidates[best].clone().fit(sections, panel=genes, min_counts=min_counts, missing=missing)
+        chosen = self.candidates[best].clone()
+        ready = chosen if self.level is None else Calibrated(chosen, self.level)
+        fitted = ready.fit(sections, panel=genes, min_counts=min_counts, missing=missing)
         fitted.training_ |= {"auto": told, HELD_OUT_R: found[best].held_out_r()}
         return fitted
 
@@ -96,7 +102,8 @@ class Auto:
 
     def identity(self) -> dict[str, Any]:
         """Everything that the choice depends on beside its data: what each candidate's fit depends on."""
-        return {name: candidate.identity() for name, candidate in self.candidates.items()}
+        told = {name: candidate.identity() for name, candidate in self.candidates.items()}
+        return told if self.level is None else told | {"level": self.level}
 
 
 def comparison(found: Mapping[str, CrossFit]) -> dict[str, Any]:

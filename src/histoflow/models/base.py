@@ -57,11 +57,11 @@ class Estimator(ABC):
     """What the estimator is called in options, tables and saved models."""
     learns: ClassVar[bool] = True
     """Whether `fit` needs training sections; a pretrained estimator takes any, or none."""
-    embedding_recipe: ClassVar[Mapping[str, Any] | None] = None
+    embedding_recipe: Mapping[str, Any] | None = None
     """How its embeddings have to be made; None: the way of the training sections."""
     local_options: ClassVar[tuple[str, ...]] = ()
     """Options that name files of this machine: a saved model holds their content instead."""
-    dense: ClassVar[bool] = False
+    dense: bool = False
     """Whether it looks at the super-pixels of a spot, rather than at a patch around it."""
 
     def __init__(self, *, encoder: str | None = "scatter", normalize: str = "library", seed: int = 0) -> None:
@@ -72,6 +72,11 @@ class Estimator(ABC):
         self.embedding_: dict[str, Any] | None = None
         self.pitch_um_ = float("nan")
         self.training_: dict[str, Any] = {}
+
+    @property
+    def method(self) -> str:
+        """Name of what predicts: its own, or that of the estimator inside."""
+        return self.name
 
     @property
     def slot(self) -> str | None:
@@ -173,8 +178,7 @@ class Estimator(ABC):
         if len(draws) > 1:
             predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
         predicted.uns[UNS] |= {"samples": draws} if return_samples else {}
-        self._complete(predicted, section)
-        return predicted
+        return self._completed(predicted, section)
 
     @final
     def _frame(self, section: AnnData, n_draws: int) -> AnnData:
@@ -276,8 +280,16 @@ class Estimator(ABC):
         """Learn from training sections, and what was taken from them; an estimator needs the latter alone."""
         return self._fit(measured)
 
-    def _complete(self, predicted: AnnData, section: AnnData) -> None:
-        """Add to a prediction, in place, what is more than expression and its spread."""
+    def _completed(self, predicted: AnnData, section: AnnData) -> AnnData:
+        """Give a prediction what is more than expression and its spread."""
+        return predicted
+
+    def _held_out(self) -> Floats | None:
+        """Predictions of the training spots that `_fit` made without having learned from them, (n_spots, n_genes).
+
+        None of an estimator that makes none.
+        """
+        return None
 
     @abstractmethod
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:

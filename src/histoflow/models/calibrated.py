@@ -20,7 +20,8 @@ from histoflow._keys import (
     Missing,
 )
 from histoflow.models.base import Arrays, Estimator
-from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
+from histoflow.models.crossfit import CrossFit, cross_fit
+from histoflow.models.inner import inner_folds
 from histoflow.models.kinds import KINDS
 from histoflow.models.residuals import LEVELS, ResidualScale, conformal_quantiles
 from histoflow.models.spots import Floats, Measured, Spots
@@ -35,10 +36,11 @@ class Calibrated(Estimator):
     """Predictions with intervals of the measured value, from what the same estimator did on held-out training spots.
 
     The estimator is cross-fitted on its training sections: whole sections are held out where there are three or more,
-    else spatial blocks. Residuals there, in units of a spread that grows with the predicted expression as far as they
-    say so, give the quantiles of every gene (split conformal prediction with a normalised score, Lei et al., JASA 2018;
-    cross-conformal, Vovk 2015). They hold for tissue that is as near to the training sections as these are to each
-    other: serial sections of one patient give no guarantee for another patient.
+    else spatial blocks. (The flow has done so already when it chose its epochs, each time with one network.) Residuals
+    there, in units of a spread that grows with the predicted expression as far as they say so, give the quantiles of
+    every gene (split conformal prediction with a normalised score, Lei et al., JASA 2018; cross-conformal, Vovk 2015).
+    They hold for tissue that is as near to the training sections as these are to each other: serial sections of one
+    patient give no guarantee for another patient.
 
     Parameters
     ----------
@@ -61,6 +63,7 @@ class Calibrated(Estimator):
         super().__init__(encoder=estimator.encoder, normalize=estimator.normalize, seed=estimator.seed)
         if not 0 < level < 1:
             raise OptionError(f"level is {level}; give a part above 0 and below 1, as 0.9")
+        self.dense, self.embedding_recipe = estimator.dense, estimator.embedding_recipe
         self.estimator = estimator
         self.level = float(level)
         self._inner: Estimator | None = None
@@ -69,9 +72,9 @@ class Calibrated(Estimator):
         self._familiar: Familiar | None = None
 
     @property
-    def slot(self) -> str | None:
-        """``obsm`` entry that the estimator looks at."""
-        return self.estimator.slot
+    def method(self) -> str:
+        """Name of the estimator inside."""
+        return self.estimator.method
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON holds them."""
@@ -80,7 +83,7 @@ class Calibrated(Estimator):
 
     def identity(self) -> dict[str, Any]:
         """Everything that a fit depends on beside its data."""
-        return {"estimator": [self.estimator.name, self.estimator.identity()], "level": self.level}
+        return {**self.estimator.identity(), "calibrated": self.estimator.name, "level": self.level}
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -93,12 +96,17 @@ class Calibrated(Estimator):
         return type(self)(self.estimator.clone(**changes), self.level)
 
     def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
-        folds = training_folds(sections)
+        folds = inner_folds([part.spots for part in measured])
         if not folds.folds:
             raise SplitError(f"intervals need held-out spots, and the folds hold out {folds.how}; give level off")
+        panel = self._fitted()
         with_spots = [section for section in sections if section.n_obs]
-        found = cross_fit(self.estimator, sections, folds, panel=self._fitted(), missing=missing)
-        self._inner = self.estimator.clone().fit(with_spots, panel=self._fitted(), missing=missing)
+        self._inner = self.estimator.clone().fit(with_spots, panel=panel, missing=missing)
+        held_out = self._inner._held_out()
+        if held_out is None:
+            found = cross_fit(self.estimator, with_spots, folds, panel=panel, missing=missing)
+        else:
+            found = CrossFit.of(measured, held_out, folds, panel.genes)
         told = self._calibrate(found, measured)
         return {**self._inner.training_, **told, "calibrated_on": folds.how, HELD_OUT_R: found.held_out_r()}
 
@@ -122,7 +130,7 @@ class Calibrated(Estimator):
         told = self._parts()[0]._facts(section, n_draws)
         return told | {"level": self.level, QUANTILE_LEVELS: LEVELS, "calibrated_on": self.training_["calibrated_on"]}
 
-    def _complete(self, predicted: AnnData, section: AnnData) -> None:
+    def _completed(self, predicted: AnnData, section: AnnData) -> AnnData:
         _, scale, quantiles = self._parts()
         mean = np.asarray(predicted.X)
         predicted.layers[SCALE] = scale(mean).astype(np.float32)
@@ -131,6 +139,7 @@ class Calibrated(Estimator):
         predicted.layers[LOWER], predicted.layers[UPPER] = ends.astype(np.float32)
         if self._familiar is not None:
             predicted.obs[UNFAMILIAR] = self._familiar.unfamiliar(self._spots(section).embedding)
+        return predicted
 
     def _parts(self) -> tuple[Estimator, ResidualScale, Floats]:
         if self._inner is None or self._scale is None or self._quantiles is None:

@@ -16,7 +16,7 @@ from histoflow._errors import TrainingWarning
 from histoflow._keys import Missing, section_name
 from histoflow.models.base import Estimator
 from histoflow.models.inner import InnerFolds, inner_folds
-from histoflow.models.spots import Floats, spots_of
+from histoflow.models.spots import Floats, Measured, spots_of
 from histoflow.pp.expression import Panel, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero, mse_skill, pearson
 
@@ -44,6 +44,16 @@ class CrossFit:
     measured: Floats
     predicted: Floats
     baseline: Floats
+
+    @classmethod
+    def of(cls, measured: Sequence[Measured], predicted: Floats, folds: InnerFolds, genes: Sequence[str]) -> CrossFit:
+        """Make it of predictions (n_spots, n_genes) of the stacked training spots, each by a model that held it out."""
+        log1p = np.concatenate([part.log1p for part in measured])
+        names = np.repeat([part.spots.section for part in measured], [len(part.spots) for part in measured])
+        order = np.concatenate([test for _, test in folds.folds])
+        means = [np.tile(log1p[train].mean(axis=0, dtype=np.float64), (len(test), 1)) for train, test in folds.folds]
+        baseline = np.concatenate(means).astype(np.float32)
+        return cls(folds.how, tuple(genes), names[order], log1p[order], predicted[order], baseline)
 
     def r_by_section(self) -> pd.DataFrame:
         """Pearson r of every gene in every section.

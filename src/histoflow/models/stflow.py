@@ -99,6 +99,7 @@ class STFlow(Estimator):
         self._anchor: Anchor | None = None
         self._departure: Departure | None = None
         self._share = 1.0
+        self._expected: Floats | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -156,6 +157,7 @@ class STFlow(Estimator):
         for (_, test), (flow, _) in zip(inner.folds, searches, strict=False):
             expected[test] += np.float32(self._share) * (flow - expected[test])
         spots = [part.spots for part in measured]
+        self._expected = np.maximum(expected, 0.0)
         if inner.folds:
             residuals = np.split(raw - expected, np.cumsum([len(own) for own in spots])[:-1])
             self._departure = Departure.fit(residuals, spots, self.pitch_um_)
@@ -219,6 +221,9 @@ class STFlow(Estimator):
         noise = start_noise(member.prior, part.spots, (_HELD_OUT_DRAWS, len(member.mean)), self.seed)
         expected: Floats = member.carry(noise, part.spots).mean(axis=0)
         return expected
+
+    def _held_out(self) -> Floats | None:
+        return self._expected
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         """Draw a section; members take turns."""

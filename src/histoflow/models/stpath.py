@@ -109,7 +109,7 @@ class STPathZeroShot(Estimator):
 
     name: ClassVar[str] = "stpath"
     learns: ClassVar[bool] = False
-    embedding_recipe: ClassVar[Mapping[str, Any] | None] = {
+    embedding_recipe: Mapping[str, Any] | None = {
         "patch_um": [PATCH_UM],
         "context_um": [],
         "grid_um": PATCH_UM,

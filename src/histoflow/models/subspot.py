@@ -56,7 +56,7 @@ class SubspotRegressor(Estimator):
     """
 
     name: ClassVar[str] = "istar"
-    dense: ClassVar[bool] = True
+    dense: bool = True
 
     def __init__(
         self,

@@ -29,7 +29,7 @@ def with_baselines(
     The baselines that were missing, then the estimators. The library size is predicted through the encoder of the first
     estimator that lets one choose, or from the colours if there is none.
     """
-    present = {one.name for one in estimators.values()}
+    present = {one.name if isinstance(one, models.Auto) else one.method for one in estimators.values()}
     has_slides = all(row.kind != FEATURES for row in cohort.rows)
     encoder = _encoder(estimators)
     made = {name: models.from_name(name, encoder=encoder or _COLOR) for name in bench.BASELINES if name not in present}
@@ -42,7 +42,7 @@ def with_baselines(
 def _encoder(estimators: Mapping[str, models.Estimator | models.Auto]) -> str | None:
     """The encoder of the first estimator that looks at patches through one of the user's choice."""
     each = [one for several in estimators.values() for one in candidates(several)]
-    choosing = [one for one in each if one.recipe is None and not one.dense and one.name != _COLOR]
+    choosing = [one for one in each if one.embedding_recipe is None and not one.dense and one.method != _COLOR]
     return next((one.encoder for one in choosing if one.encoder), None)
 
 

@@ -236,7 +236,7 @@ def fit(
     normalize: str = "library",
     min_counts: int = 0,
     seed: int = 0,
-    weights: str | Path | None = None,
+    level: float | None = 0.9,
 ) -> models.Estimator:
     """Embed the references of a cohort, choose the panel from them, and fit.
 
@@ -248,7 +248,7 @@ def fit(
     model
         Name of the estimator; ``"auto"`` for the one that predicts held-out parts of the references best.
     encoder
-        What it looks through: an encoder, or the name of one, as `pp.get_encoder` takes it.
+        What it looks through: an encoder, from `pp.get_encoder` where it needs a file of weights, or the name of one.
     panel
         Number of genes, chosen by variance; or a fixed panel.
     normalize
@@ -257,8 +257,8 @@ def fit(
         Spots with fewer counts in all are left out.
     seed
         Of the estimator.
-    weights
-        Weights of the encoder as a local file; None for where it finds them itself.
+    level
+        Level of the intervals, see `models.Calibrated`; None for no intervals.
 
     Returns
     -------
@@ -273,8 +273,8 @@ def fit(
         raise OptionError("model stpath is pretrained: nothing is fitted; use histoflow predict --model stpath")
     references = _references(cohort)
     io.check_species(references, panel.genes if isinstance(panel, Panel) else ())
-    name, ready = look_through(references, encoder, weights)
-    estimator = named(model, ready, encoder=name, normalize=normalize, seed=seed)
+    name, ready = look_through(references, encoder, None)
+    estimator = named(model, ready, encoder=name, normalize=normalize, seed=seed, level=level)
     embed_for(references, [estimator], encoder=ready)
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
@@ -283,7 +283,7 @@ def fit(
 
 
 def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> str | Encoder:
-    """The name of an encoder, or with `amp` the encoder itself, computing in bfloat16 where that is faster.
+    """The name of an encoder, or with `weights` or `amp` the encoder itself; `amp`: in bfloat16 where that is faster.
 
     Parameters
     ----------
@@ -295,7 +295,7 @@ def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> st
     OptionError, WeightsError
         As `pp.get_encoder`, with `amp`.
     """
-    return get_encoder(encoder, weights=weights, amp=True) if amp else encoder
+    return get_encoder(encoder, weights=weights, amp=amp) if amp or weights else encoder
 
 
 def named(name: str, ready: Encoder | None, **options: Any) -> models.Estimator | models.Auto:

@@ -34,6 +34,7 @@ def models_for(
     weights: str | Path | None = None,
     by: Any = "section",
     normalize: str = "library",
+    level: float | None = 0.9,
     of_stpath: Mapping[str, Any] | None = None,
 ) -> dict[str, models.Estimator | models.Auto]:
     """Make estimators to compare, and embed the sections of a cohort for them.
@@ -50,6 +51,8 @@ def models_for(
         As in `bench.run`; what cannot be split is refused before minutes of embedding.
     normalize
         As in `Estimator`.
+    level
+        Level of the intervals of those that may have some, see `models.from_name`; None for no intervals.
     of_stpath
         Options of the pretrained model, where it is among the names, as in `models.STPathZeroShot`.
 
@@ -69,7 +72,7 @@ def models_for(
     counted = counted_part(cohort)
     bench.plan_folds(counted, by)
     name, ready = look_through(counted, encoder, weights)
-    chosen = {model: named(model, ready, encoder=name, normalize=normalize) for model in names}
+    chosen = {model: named(model, ready, encoder=name, normalize=normalize, level=level) for model in names}
     tell_stpath(chosen, of_stpath or {})
     embed_for(counted, chosen.values(), encoder=ready)
     return chosen
