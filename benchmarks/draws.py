@@ -1,7 +1,7 @@
 """Whether a draw looks like tissue: `python benchmarks/draws.py DATA OUT`.
 
 Sections C2–C5 of HER2ST, one left out, as in `heldout.py`, by the flow that this script fits, or that `heldout.py`
-fitted in the same folder. Of every held-out section, Moran's I of every gene and the correlation of every pair of genes:
+fitted in the same folder. Of every held-out section, Moran's I of every gene and the correlation of every gene pair:
 measured; in single draws; in the mean of the draws; and in that mean with independent normal noise of the draws' own
 variance for every spot and gene. Told are the mean absolute differences from what was measured; and how the error of
 the sum over a region follows the spread of that sum over the draws, regions being squares of three by three spots.
