@@ -27,24 +27,30 @@ _LEAST_VALUE = 1e-9
 _HEAD, _PROJECTION, _LANDMARKS, _ROOT = "head/", "projection/", "landmarks", "root"
 
 
-def low_rank(log1p: Floats, n_factors: int) -> Floats:
-    """Expression as far as few patterns, shared by the genes, tell it: counting noise is in no pattern.
+def low_rank(log1p: Floats, n_factors: int, others: Floats | None = None) -> Floats:
+    """Expression as far as few patterns over the spots, shared by the genes, tell it: counting noise is in no pattern.
 
     Parameters
     ----------
     log1p
         Expression of the training spots, shape (n_spots, n_genes), log1p on any one scale.
     n_factors
-        Patterns kept: the strongest principal components over genes. As many as there are genes change nothing.
+        Patterns kept: the strongest principal components. As many as there are genes change nothing.
+    others
+        Genes that tell the patterns, each brought to one spread, shape (n_spots, n_others), log1p; None for those of
+        the panel as they are. The more genes, the less of their noise is in the patterns.
 
     Returns
     -------
     Shape (n_spots, n_genes), float32.
     """
     mean = log1p.mean(axis=0, dtype=np.float64)
-    _, _, patterns = np.linalg.svd(log1p - mean, full_matrices=False)
-    kept = patterns[:n_factors]
-    told: Floats = (mean + (log1p - mean) @ kept.T @ kept).astype(np.float32)
+    telling = log1p - mean
+    if others is not None:
+        spread = others.std(axis=0, dtype=np.float64)
+        telling = (others - others.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1.0)
+    patterns = np.linalg.svd(telling, full_matrices=False)[0][:, :n_factors]
+    told: Floats = (mean + patterns @ (patterns.T @ (log1p - mean))).astype(np.float32)
     return told
 
 

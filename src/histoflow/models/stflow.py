@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
+from anndata import AnnData
 from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
+from histoflow._keys import Missing
 from histoflow.flow import EulerSampler, prior_from_name
 from histoflow.models.anchor import WHITENING as ANCHOR_WHITENING
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
@@ -22,9 +24,12 @@ from histoflow.models.recipes import recipe_from_name
 from histoflow.models.ridge import stacked
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.training import History, Training, seeded, train
+from histoflow.pp.expression import Panel, panel_log1p, variable_genes
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
+_N_TELLING = 200
+"""Most variable genes that, beside the panel, tell the patterns of which its expression is made."""
 _SHARES = np.linspace(0.0, 1.0, 11)
 """Shares of the flow in a prediction that are tried."""
 _NETWORK, _PROJECTION, _MEAN = "network/", "projection/", "mean"
@@ -100,6 +105,7 @@ class STFlow(Estimator):
         self._departure: Departure | None = None
         self._share = 1.0
         self._expected: Floats | None = None
+        self._others: Floats | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -116,6 +122,18 @@ class STFlow(Estimator):
         """Losses and held-out errors by epoch, of the search for the number of epochs and of the final training."""
         history: dict[str, Any] = self.training_.get("history", {})
         return history
+
+    def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
+        with_spots = [section for section in sections if section.n_obs]
+        if self._recipe.n_factors is None:
+            return self._fit(measured)
+        variable = variable_genes(with_spots, _N_TELLING, normalize=self.normalize)
+        telling = Panel(tuple(dict.fromkeys([*self._fitted().genes, *variable])))
+        log1p = [panel_log1p(section, telling, self.normalize, missing=missing) for section in with_spots]
+        self._others = np.concatenate(log1p)
+        told = self._fit(measured)
+        self._others = None
+        return {**told, "n_telling_genes": len(telling)}
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         inner = inner_folds([part.spots for part in measured])
@@ -136,7 +154,8 @@ class STFlow(Estimator):
         """The training spots with what is learned of their expression."""
         if self._recipe.n_factors is None:
             return measured
-        told = low_rank(np.concatenate([part.log1p for part in measured]), self._recipe.n_factors)
+        log1p = np.concatenate([part.log1p for part in measured])
+        told = low_rank(log1p, self._recipe.n_factors, self._others)
         parts = np.split(told, np.cumsum([len(part.log1p) for part in measured])[:-1])
         return [replace(part, log1p=log1p) for part, log1p in zip(measured, parts, strict=True)]
 
