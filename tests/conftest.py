@@ -5,8 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tests import torchvision_stub  # noqa: F401  what it repairs is repaired by importing it
 
+settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing about the code
+settings.load_profile("any machine")
 torch.set_num_threads(1)  # two workers share two cores; small operations spin otherwise
 
 

@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from histoflow._errors import CountsError, OptionError, ShapeError
-from histoflow.stats.metrics import pearson
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -26,6 +25,8 @@ N_THINNINGS = 10
 _SLOPES = (0.5, 1.5)
 """How fast noise may fall with depth, as a power of it; 1 is that of a linear scale (Spearman and Brown)."""
 _LEAST_AGREEMENT = 0.01
+_CONSTANT = 1e-9
+_STEP = 1e-4
 _MOST_ERROR = 0.1
 """Standard error of a stable ceiling, as a part of it: a share of the ceiling is known to a tenth."""
 _LEAST_SPOTS = 10
@@ -103,10 +104,15 @@ def noise_ceiling(
     if n_thinnings < 1:
         raise OptionError(f"n_thinnings is {n_thinnings}; give at least 1")
     rng = np.random.default_rng(seed)
-    agreements = np.stack([_agreements(whole, rest, transform, rng) for _ in range(n_thinnings)])
+    agreements, influences = np.empty((n_thinnings, 2, whole.shape[1])), np.zeros((2, *whole.shape))
+    for thinning in range(n_thinnings):
+        agreements[thinning], influence = _agreements(whole, rest, transform, rng)
+        influences += influence / n_thinnings
     half, quarter = agreements.mean(axis=0)
-    spread = agreements[:, 0].std(axis=0) / np.sqrt(n_thinnings)
-    return _carried_on(half, quarter, spread, len(whole))
+    ceiling = _carried_on(half, quarter)
+    error = _error(half, quarter, influences, agreements[:, 0].std(axis=0) / np.sqrt(n_thinnings))
+    known = np.nan_to_num(error / ceiling, nan=np.inf) <= _MOST_ERROR
+    return NoiseCeiling(ceiling, error, known & (len(whole) >= _LEAST_SPOTS), half)
 
 
 def _checked(counts: ArrayLike, totals: ArrayLike) -> tuple[Integers, Integers]:
@@ -124,20 +130,37 @@ def _checked(counts: ArrayLike, totals: ArrayLike) -> tuple[Integers, Integers]:
     return given.astype(np.int64), others.astype(np.int64)
 
 
-def _agreements(whole: Integers, rest: Integers, transform: Transform, rng: np.random.Generator) -> Floats:
-    """Mean correlation of two halves, and of two quarters, of one thinning, (2, n_genes); NaN counts as none."""
+def _agreements(
+    whole: Integers, rest: Integers, transform: Transform, rng: np.random.Generator
+) -> tuple[Floats, Floats]:
+    """Mean correlation of two halves, and of two quarters, of one thinning, (2, n_genes); and what each spot adds."""
     genes, others = _quarters(whole, rng), _quarters(rest, rng)
 
-    def at(*parts: int) -> NDArray[np.floating]:
+    def at(*parts: int) -> Floats:
         own = np.stack([genes[part] for part in parts]).sum(axis=0)
         totals = own.sum(axis=1) + np.stack([others[part] for part in parts]).sum(axis=0)
-        return transform(own.astype(np.float64), totals.astype(np.float64), len(parts) / 4)
+        return _standard(transform(own.astype(np.float64), totals.astype(np.float64), len(parts) / 4))
 
-    halves = [pearson(at(0, other), at(*({1, 2, 3} - {other}))) for other in (1, 2, 3)]
-    scaled = [at(part) for part in range(4)]
-    quarters = [pearson(first, second) for first, second in combinations(scaled, 2)]
-    both: Floats = np.stack([np.nan_to_num(found).mean(axis=0) for found in (halves, quarters)])
-    return both
+    halves = [(at(0, other), at(*({1, 2, 3} - {other}))) for other in (1, 2, 3)]
+    quarters = list(combinations([at(part) for part in range(4)], 2))
+    both = [np.mean([_influence(*pair) for pair in pairs], axis=0) for pairs in (halves, quarters)]
+    return np.stack([one.mean(axis=0) for one in both]), np.stack([one - one.mean(axis=0) for one in both])
+
+
+def _standard(values: NDArray[np.floating]) -> Floats:
+    """Columns of mean 0 and variance 1, shape (n_spots, n_genes); 0 where a column is constant."""
+    centred = values.astype(np.float64) - values.mean(axis=0, dtype=np.float64)
+    spread = centred.std(axis=0)
+    standard: Floats = centred / np.where(spread > _CONSTANT, spread, np.inf)
+    return standard
+
+
+def _influence(first: Floats, second: Floats) -> Floats:
+    """What each spot adds to a correlation of standard columns: its mean over the spots is the correlation itself."""
+    product = first * second
+    correlation = product.mean(axis=0)
+    influence: Floats = correlation + product - correlation * (first**2 + second**2) / 2
+    return influence
 
 
 def _quarters(counts: Integers, rng: np.random.Generator) -> list[Integers]:
@@ -147,15 +170,18 @@ def _quarters(counts: Integers, rng: np.random.Generator) -> list[Integers]:
     return [first, half - first, third, counts - half - third]
 
 
-def _carried_on(half: Floats, quarter: Floats, spread: Floats, n_spots: int) -> NoiseCeiling:
-    """From the reliability at a half and a quarter of the depth to that at the full one."""
-    agreeing = half > _LEAST_AGREEMENT
-    known = np.where(agreeing, half, np.nan)
-    noise = 1 / known - 1
-    slope = np.log2((1 / np.maximum(quarter, _LEAST_AGREEMENT) - 1) / np.maximum(noise, 1e-12))
-    ceiling = 1 / np.sqrt(1 + noise * 2.0 ** -np.clip(slope, *_SLOPES))
-    # Of a correlation over n spots, and of the mean over thinnings; through sqrt(2 r / (1 + r)).
-    of_agreement = np.hypot((1 - known**2) / np.sqrt(n_spots), spread)
-    error = of_agreement / np.sqrt(2 * known * (1 + known) ** 3)
-    stable = agreeing & (np.nan_to_num(error / ceiling, nan=np.inf) <= _MOST_ERROR) & (n_spots >= _LEAST_SPOTS)
-    return NoiseCeiling(ceiling, error, stable, half)
+def _carried_on(half: Floats, quarter: Floats) -> Floats:
+    """The ceiling at full depth, from the agreement at a half and at a quarter of it; NaN where there is none."""
+    noise = 1 / np.where(half > _LEAST_AGREEMENT, half, np.nan) - 1
+    slope = np.log2((1 / np.maximum(quarter, _LEAST_AGREEMENT) - 1) / np.maximum(noise, _STEP**2))
+    ceiling: Floats = 1 / np.sqrt(1 + noise * 2.0 ** -np.clip(slope, *_SLOPES))
+    return ceiling
+
+
+def _error(half: Floats, quarter: Floats, influences: Floats, of_thinning: Floats) -> Floats:
+    """Standard error of the ceiling, from what every spot adds to both agreements, (2, n_spots, n_genes)."""
+    by_half = (_carried_on(half + _STEP, quarter) - _carried_on(half - _STEP, quarter)) / (2 * _STEP)
+    by_quarter = (_carried_on(half, quarter + _STEP) - _carried_on(half, quarter - _STEP)) / (2 * _STEP)
+    of_spots = (by_half * influences[0] + by_quarter * influences[1]).std(axis=0) / np.sqrt(influences.shape[1])
+    error: Floats = np.hypot(of_spots, by_half * of_thinning)
+    return error
