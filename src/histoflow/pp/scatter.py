@@ -1,7 +1,8 @@
 """The offline default encoder: wavelet scattering of the stain channels. No training, no download, deterministic.
 
-A patch becomes quantiles of three stain channels, and, for haematoxylin and eosin, the mean strength of oriented
-texture at five scales (first order) and of the arrangement of that texture at every coarser scale (second order).
+A patch becomes quantiles of three stain channels, and, for haematoxylin and eosin, the mean strength of texture at five
+scales (first order) and of the arrangement of that texture at every coarser scale (second order). How a patch is turned
+does not matter: of the orientations of texture only their spread, and the angles between two of them, are told.
 It knows nothing of slides, spots or genes.
 
 A wavelet of scale j passes a band 2⁻ʲ as wide as the image's, so its map is computed on a grid 2ʲ times as coarse:
@@ -20,14 +21,13 @@ from torch.nn.functional import pad
 
 from histoflow._errors import ShapeError
 
-VERSION = "2"
+VERSION = "3"
 PATCH_PX = 128
 N_SCALES = 5
 N_ORIENTATIONS = 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
-N_FEATURES = 3 * len(QUANTILES) + 2 * (
-    2 + N_SCALES * N_ORIENTATIONS + math.comb(N_SCALES, 2) * N_ORIENTATIONS * N_ORIENTATIONS
-)
+_N_ANGLES = N_ORIENTATIONS // 2 + 1
+N_FEATURES = 3 * len(QUANTILES) + 2 * (2 + 2 * N_SCALES + math.comb(N_SCALES, 2) * _N_ANGLES)
 _MARGIN = 16  # reflected, so that filters do not wrap around; 128 + 2 * 16 = 160 halves four times and is a fast size
 _SIDE = PATCH_PX + 2 * _MARGIN
 _FLOOR = 1e-3
@@ -74,8 +74,9 @@ def encode(patches: Tensor) -> Tensor:
 
     Returns
     -------
-    float32, shape (n_patches, n_features) with n_features = 15 quantiles (optical density) + 2 stains ×
-    (2 moments + 20 first-order + 160 second-order log strengths) = 379, on the device of `patches`.
+    float32, shape (n_patches, n_features) with n_features = 15 quantiles (optical density) + 2 stains × (2 moments + 5
+    first-order log strengths, their spread over orientations, 5, and 10 × 3 second-order log strengths, by the angle
+    between both orientations: 0, 45 or 90 degrees) = 99, on the device of `patches`.
 
     Raises
     ------
@@ -121,18 +122,29 @@ def _quantiles(stains: Tensor) -> Tensor:
 
 
 def _scatter(channels: Tensor) -> Tensor:
-    """Moments, first and second order of each stain, shape (n_stains, 182)."""
+    """Moments, first and second order of each stain, shape (n_stains, 42)."""
     spectrum = torch.fft.fft2(pad(channels[:, None], (_MARGIN,) * 4, mode="reflect"))
     first, second = [], []
     for scale in range(N_SCALES):
         maps = modulus(spectrum, scale)
-        first.append(_mean(maps))
+        first.append(_log_mean(maps))
         if scale < N_SCALES - 1:
             again = torch.fft.fft2(maps)
-            second += [_mean(modulus(again, octaves)) for octaves in range(1, N_SCALES - scale)]
-    strengths = torch.cat([*first, *second], dim=1)
-    moments = [channels.mean((1, 2))[:, None], channels.std((1, 2))[:, None]]
-    return torch.cat([*moments, torch.log(strengths + _FLOOR)], dim=1)
+            second += [_by_angle(_log_mean(modulus(again, octaves))) for octaves in range(1, N_SCALES - scale)]
+    by_orientation = torch.stack(first, dim=1)
+    moments = torch.stack([channels.mean((1, 2)), channels.std((1, 2))], dim=1)
+    spread = by_orientation.std(dim=2, correction=0)
+    return torch.cat([moments, by_orientation.mean(dim=2), spread, *second], dim=1)
+
+
+def _by_angle(strengths: Tensor) -> Tensor:
+    """Mean over pairs of orientations (n_stains, 16) with the same angle between them, (n_stains, n_angles)."""
+    pairs = strengths.reshape(-1, N_ORIENTATIONS, N_ORIENTATIONS)
+    places = torch.arange(N_ORIENTATIONS, device=strengths.device)
+    turned = torch.stack([pairs[:, places, (places + step) % N_ORIENTATIONS] for step in range(N_ORIENTATIONS)], dim=1)
+    # Turning one way or the other makes the same angle.
+    both = (turned + turned[:, (-places) % N_ORIENTATIONS]) / 2
+    return both[:, :_N_ANGLES].mean(dim=2)
 
 
 def modulus(spectrum: Tensor, octaves: int) -> Tensor:
@@ -148,10 +160,10 @@ def modulus(spectrum: Tensor, octaves: int) -> Tensor:
     return strength
 
 
-def _mean(maps: Tensor) -> Tensor:
-    """Mean over the patch without its margin, shape (n_stains, n_maps)."""
+def _log_mean(maps: Tensor) -> Tensor:
+    """Logarithm of the mean over the patch without its margin, shape (n_stains, n_maps)."""
     margin = _MARGIN * maps.shape[-1] // _SIDE
-    return maps[..., margin:-margin, margin:-margin].mean((-2, -1))
+    return torch.log(maps[..., margin:-margin, margin:-margin].mean((-2, -1)) + _FLOOR)
 
 
 @lru_cache(maxsize=64)
