@@ -62,13 +62,14 @@ def script(module: nn.Module, side: int, path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "width", "identity"), [("scatter", 379, "d8988b47b7c8"), ("color", 15, "e0c2a28c6022")]
+    ("name", "version", "width", "identity"),
+    [("scatter", "3", 99, "e2d5989f5271"), ("color", "2", 15, "e0c2a28c6022")],
 )
-def test_facts_of_our_own_encoders_stay_what_caches_and_models_hold(name, width, identity):
+def test_facts_of_our_own_encoders_stay_what_caches_and_models_hold(name, version, width, identity):
     encoder = get_encoder(name)
     assert encoder.facts() == {
         "name": name,
-        "version": "2",
+        "version": version,
         "n_features": width,
         "patch_px": 128,
         "licence": "BSD-3-Clause",

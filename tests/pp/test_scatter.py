@@ -1,4 +1,4 @@
-"""Scattering: against direct convolution, exact under turns and mirrors, known stains, rows independent to the bit."""
+"""Scattering: against direct convolution, blind to turns and mirrors, known stains, rows independent to the bit."""
 
 import math
 
@@ -35,10 +35,10 @@ def unmixed(patch):
 
 
 def parts(features):
-    """Quantiles (n, stain, 5), moments (n, stain, 2), first (n, stain, 5, 4) and second order (n, stain, 10, 4, 4)."""
-    per_stain = features[:, 15:].unflatten(1, (2, 182))
-    first, second = per_stain[..., 2:22].unflatten(-1, (5, 4)), per_stain[..., 22:].unflatten(-1, (10, 4, 4))
-    return features[:, :15].unflatten(1, (3, 5)), per_stain[..., :2], first, second
+    """Quantiles (n, stain, 5), moments (n, stain, 2), first (n, stain, 5), its spread, second order (n, stain, 10, 3)."""
+    per_stain = features[:, 15:].unflatten(1, (2, 42))
+    first, spread, second = per_stain[..., 2:7], per_stain[..., 7:12], per_stain[..., 12:].unflatten(-1, (10, 3))
+    return features[:, :15].unflatten(1, (3, 5)), per_stain[..., :2], first, spread, second
 
 
 PATCHES = torch.from_numpy(np.stack([texture(seed) for seed in range(33)]))
@@ -69,15 +69,18 @@ def log_mean(maps):
 
 @pytest.mark.parametrize("index", range(2))
 def test_both_orders_are_those_of_direct_convolution_at_full_resolution(index):
-    first, second = (part[index].numpy() for part in parts(FEATURES)[2:])
+    first, spread, second = (part[index].numpy() for part in parts(FEATURES)[2:])
     for stain in (0, 1):
         image = np.pad(unmixed(texture(index))[..., stain], 16, mode="reflect")
         maps = [moduli(image, scale) for scale in range(5)]
-        np.testing.assert_allclose(first[stain], [log_mean(of_scale) for of_scale in maps], atol=0.03)
+        by_orientation = np.array([log_mean(of_scale) for of_scale in maps])
+        np.testing.assert_allclose(first[stain], by_orientation.mean(axis=1), atol=0.02)
+        np.testing.assert_allclose(spread[stain], by_orientation.std(axis=1), atol=0.02)
         for at, (fine, coarse) in enumerate(PAIRS):
-            direct = [log_mean(moduli(one, coarse)) for one in maps[fine]]
-            np.testing.assert_allclose(second[stain, at], direct, atol=0.08)
-            assert np.abs(second[stain, at] - direct).mean() < 0.02
+            direct = np.array([log_mean(moduli(one, coarse)) for one in maps[fine]])
+            apart = np.abs(np.subtract.outer(range(4), range(4)))
+            by_angle = [direct[np.minimum(apart, 4 - apart) == step].mean() for step in range(3)]
+            np.testing.assert_allclose(second[stain, at], by_angle, atol=0.03)
 
 
 @pytest.mark.parametrize(("side", "octaves"), [(160 // 2**j, k) for j in range(5) for k in range(j == 0 or 1, 5 - j)])
@@ -92,12 +95,13 @@ def test_filters_have_zero_mean(side, octaves):
 @pytest.mark.parametrize("colour", [(0, 0, 0), (255, 255, 255), (120, 60, 150)], ids=["black", "white", "purple"])
 def test_a_flat_patch_has_its_density_and_no_texture(colour):
     patch = torch.tensor(colour, dtype=torch.uint8).expand(1, 128, 128, 3)
-    quantiles, moments, *orders = parts(encode(patch))
+    quantiles, moments, first, spread, second = parts(encode(patch))
     density = torch.from_numpy(unmixed(np.array(colour, dtype=np.uint8))).float()
     torch.testing.assert_close(quantiles[0], density[:, None].expand(3, 5), rtol=0, atol=1e-5)
     torch.testing.assert_close(moments[0, :, 0], density[:2], rtol=0, atol=1e-5)
     assert moments[0, :, 1].max() < 1e-5
-    for strengths in orders:
+    assert spread.max() < 0.01
+    for strengths in (first, second):
         torch.testing.assert_close(strengths, torch.full_like(strengths, FLOOR), rtol=0, atol=0.01)
 
 
@@ -113,33 +117,28 @@ def test_quantiles_are_the_concentrations_of_a_pure_stain(stain):
 
 @pytest.mark.parametrize("scale", range(5))
 @pytest.mark.parametrize("orientation", range(4))
-def test_a_grating_is_strongest_at_its_own_scale_and_orientation(scale, orientation):
+def test_a_grating_is_strongest_at_its_own_scale_and_has_a_direction(scale, orientation):
     angle, frequency = np.pi * orientation / 4, 3 * np.pi / 4 / 2**scale
     x = np.arange(128)
     wave = np.cos(frequency * (x * np.cos(angle) + x[:, None] * np.sin(angle)))
-    first = parts(encode(stained(0.6 + 0.3 * wave)))[2][0, 0]
-    assert divmod(int(first.argmax()), 4) == (scale, orientation)
+    _, _, first, spread, _ = parts(encode(stained(0.6 + 0.3 * wave)))
+    assert int(first[0, 0].argmax()) == scale
+    assert spread[0, 0, scale] > 4 * parts(FEATURES)[3][:, 0, scale].mean()
 
 
 TURNS = {
-    "quarter turn": (lambda p: p.rot90(1, (1, 2)), [2, 3, 0, 1]),
-    "half turn": (lambda p: p.rot90(2, (1, 2)), [0, 1, 2, 3]),
-    "left to right": (lambda p: p.flip(2), [0, 3, 2, 1]),
-    "upside down": (lambda p: p.flip(1), [0, 3, 2, 1]),
+    "quarter turn": lambda p: p.rot90(1, (1, 2)),
+    "half turn": lambda p: p.rot90(2, (1, 2)),
+    "left to right": lambda p: p.flip(2),
+    "upside down": lambda p: p.flip(1),
 }
 
 
 @pytest.mark.parametrize("name", TURNS)
-def test_turned_patches_have_turned_orientations_and_nothing_else(name):
-    turn, order = TURNS[name]
-    quantiles, moments, first, second = parts(FEATURES[:4])
-    turned = parts(encode(turn(PATCHES[:4])))
-    expected = (quantiles, moments, first[..., order], second[..., order, :][..., order])
-    for got, wanted in zip(turned, expected, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=0, atol=2e-6)
-    # The mean over orientations is therefore the same; that the patches have a direction at all shows the test bites.
-    torch.testing.assert_close(turned[2].mean(-1), first.mean(-1), rtol=0, atol=2e-6)
-    assert first.std(-1).min() > 1e-3
+def test_how_a_patch_is_turned_does_not_matter(name):
+    turned = TURNS[name](PATCHES[:4])
+    assert not torch.equal(turned, PATCHES[:4])
+    torch.testing.assert_close(encode(turned), FEATURES[:4], rtol=0, atol=4e-6)
 
 
 @pytest.mark.parametrize(("shift", "tolerance"), [(1, 0.01), (2, 0.015), (4, 0.025)])
@@ -147,7 +146,7 @@ def test_a_shift_of_a_few_pixels_changes_little(shift, tolerance):
     large = [texture(seed, side=140) for seed in range(6)]
     here, there = (encode(torch.from_numpy(np.stack([t[s : s + 128, :128] for t in large]))) for s in (0, shift))
     assert 1e-4 < (here - there)[:, 15:].abs().mean() < tolerance
-    assert here[:, 15:].std(0).mean() > 0.05
+    assert here[:, 15:].std(0).mean() > 0.03
 
 
 @pytest.fixture(params=[1, 2], ids=["one thread", "two threads"])
@@ -184,7 +183,7 @@ def test_memory_layout_does_not_matter():
 def test_result_is_one_finite_float32_row_per_patch_and_the_patches_stay_as_they_were():
     before = PATCHES[:2].clone()
     features = encode(PATCHES[:2])
-    assert features.shape == (2, N_FEATURES) == (2, 379)
+    assert features.shape == (2, N_FEATURES) == (2, 99)
     assert features.dtype == torch.float32
     assert features.isfinite().all()
     assert torch.equal(PATCHES[:2], before)
@@ -193,8 +192,8 @@ def test_result_is_one_finite_float32_row_per_patch_and_the_patches_stay_as_they
 
 def test_features_are_those_of_their_version():
     # Kept models name the version: whoever changes these numbers changes VERSION with them.
-    at = [2, 15, 16, 17, 36, 37, 196, 378]
-    known = {"2": [0.59890, 0.62184, 0.31884, -3.17136, -2.90464, -5.03395, -4.93112, -5.20910]}
+    at = [2, 15, 16, 17, 22, 27, 56, 98]
+    known = {"3": [0.59890, 0.62184, 0.31884, -3.19312, 0.02344, -5.06963, -4.83861, -4.90696]}
     torch.testing.assert_close(FEATURES[0, at], torch.tensor(known[scatter.VERSION]), rtol=0, atol=1e-4)
 
 

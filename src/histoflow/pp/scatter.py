@@ -22,6 +22,8 @@ from torch.nn.functional import pad
 from histoflow._errors import ShapeError
 
 VERSION = "3"
+STAINS_VERSION = "2"
+"""Of `stain_quantiles` alone."""
 PATCH_PX = 128
 N_SCALES = 5
 N_ORIENTATIONS = 4

@@ -134,7 +134,7 @@ def _scatter() -> Encoder:
 
 def _color() -> Encoder:
     width = 3 * len(scatter.QUANTILES)
-    return Encoder("color", scatter.VERSION, width, scatter.PATCH_PX, scatter.stain_quantiles, _OURS)
+    return Encoder("color", scatter.STAINS_VERSION, width, scatter.PATCH_PX, scatter.stain_quantiles, _OURS)
 
 
 _BUILT_IN = {"scatter": _scatter, "color": _color}
