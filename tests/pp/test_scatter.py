@@ -35,7 +35,7 @@ def unmixed(patch):
 
 
 def parts(features):
-    """Quantiles (n, stain, 5), moments (n, stain, 2), first (n, stain, 5), its spread, second order (n, stain, 10, 3)."""
+    """Quantiles (n, stain, 5), moments (n, stain, 2), first (n, stain, 5), spread, second order (n, stain, 10, 3)."""
     per_stain = features[:, 15:].unflatten(1, (2, 42))
     first, spread, second = per_stain[..., 2:7], per_stain[..., 7:12], per_stain[..., 12:].unflatten(-1, (10, 3))
     return features[:, :15].unflatten(1, (3, 5)), per_stain[..., :2], first, spread, second
