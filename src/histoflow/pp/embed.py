@@ -42,8 +42,15 @@ Floats = NDArray[np.float32]
 
 _FORMAT = 1
 _CONTEXT_OF = "one piece of tissue"
+_STATISTICS = "median"
 _MUCH_UPSAMPLING = 2.0
 _LEAST_SPREAD = 1e-6
+_LEAST_SHARE = 0.1
+"""A spread is at least so much of the standard deviation: half of a tissue may be alike to the last digit."""
+_FARTHEST = 5.0
+"""Spreads from the centre beyond which folds, edges and dirt are not told apart."""
+_OF_NORMAL = 1.4826
+"""Standard deviation of a normal distribution, in median absolute deviations."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +91,8 @@ def embedding_facts(encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     identity = {key: value for key, value in made.items() if key != "licence"}
     if recipe.context_um:
         identity["context_of"] = _CONTEXT_OF
+    if recipe.standardize:
+        identity["statistics"] = _STATISTICS
     return {**made, "id": value_hash(identity)[:12]}
 
 
@@ -221,8 +230,8 @@ class Embedder:
         grid = statistics_grid(wsi, self.recipe.grid_um)
         around = np.concatenate(list(self._fields(wsi, grid.xy, "tissue grid")), axis=1)
         own = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)
-        mean, spread = around.mean(axis=0), np.maximum(around.std(axis=0), _LEAST_SPREAD)
-        around, own = (around - mean) / spread, (own - mean) / spread
+        centre, spread = _robust(around)
+        around, own = (np.clip((x - centre) / spread, -_FARTHEST, _FARTHEST) for x in (around, own))
         mpp = [float(slide_facts(wsi)[key]) for key in ("mpp_x", "mpp_y")]
         pieces = (grid.piece_of(centres), grid.tissue_id)
         places = (own, centres * mpp, around, grid.xy * mpp)
@@ -231,8 +240,8 @@ class Embedder:
             "slide_id": str(slide_facts(wsi)["slide_id"]),
             "upsampling": round(factor, 3),
             "n_grid_tiles": len(grid.xy),
-            "grid_mean": mean,
-            "grid_std": spread,
+            "grid_centre": centre,
+            "grid_spread": spread,
             "tissue_id": pieces[0],
         }
         return np.concatenate([own, *context], axis=1), made
@@ -277,6 +286,13 @@ class Embedder:
                 "versions": {name: version(name) for name in ("torch", "pillow", "wsidata")},
             }
         )
+
+
+def _robust(features: Floats) -> tuple[Floats, Floats]:
+    """Median and spread of each feature over the tissue, (n_features,), that a few odd patches do not move."""
+    centre = np.median(features, axis=0)
+    spread = _OF_NORMAL * np.median(np.abs(features - centre), axis=0)
+    return centre, np.maximum(np.maximum(spread, _LEAST_SHARE * features.std(axis=0)), _LEAST_SPREAD)
 
 
 def _read(wsi: WSIData, xy: NDArray[np.float64], side_um: float, patch_px: int, some: slice) -> NDArray[np.uint8]:
