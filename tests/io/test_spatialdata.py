@@ -401,7 +401,7 @@ def section(outs):
     section = read_visium(outs.folder, slide=outs.slide, section="S1", patient="P")
     section.obsm["scatter"] = np.random.default_rng(0).normal(size=(section.n_obs, 3)).astype(np.float32)
     section.uns["histoflow"]["embeddings"] = {
-        "scatter": {"id": "ab", "patch_um": [112.0, 224.0], "weights_hash": None, "grid_mean": np.ones(3)}
+        "scatter": {"id": "ab", "patch_um": [112.0, 224.0], "weights_hash": None, "grid_centre": np.ones(3)}
     }
     return section
 
@@ -432,7 +432,7 @@ def test_a_section_comes_back_the_same_through_zarr(section, tmp_path):
     made, before = (s.uns["histoflow"]["embeddings"]["scatter"] for s in (again, section))
     assert made["weights_hash"] is None
     assert list(made["patch_um"]) == before["patch_um"]
-    np.testing.assert_array_equal(made["grid_mean"], before["grid_mean"])
+    np.testing.assert_array_equal(made["grid_centre"], before["grid_centre"])
 
 
 @pytest.mark.filterwarnings("ignore::histoflow._errors.ScaleWarning")

@@ -109,7 +109,7 @@ def test_embeddings_that_we_standardised_are_undone(weights):
     own = (np.concatenate([raw, raw * 0.5], axis=1) - mean) / spread
     section.obsm["gigapath"] = np.concatenate([own, own, own], axis=1)
     made = {"name": "gigapath", "id": "x", "patch_um": [112.0, 224.0], "context_um": [250.0, 500.0], "grid_um": 112.0}
-    section.uns[UNS][EMBEDDINGS]["gigapath"] = made | {"grid_mean": mean, "grid_std": spread}
+    section.uns[UNS][EMBEDDINGS]["gigapath"] = made | {"grid_centre": mean, "grid_spread": spread}
     model = ready(weights)
     np.testing.assert_allclose(model.predict(section).X, model.predict(SECTION).X, atol=1e-4)
 

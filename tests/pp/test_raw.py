@@ -30,7 +30,7 @@ def test_raw_embeddings_need_no_tissue_grid(section, wsi, tmp_path, monkeypatch)
     embedded = Embedder(COLOR, RAW, cache_dir=tmp_path).section(section.copy(), wsi)
     made = embedded.uns[UNS][EMBEDDINGS]["color"]
     assert made["standardize"] is False
-    assert "grid_mean" not in made
+    assert "grid_centre" not in made
     assert embedded.obsm["color"].shape == (section.n_obs, COLOR.n_features)
 
 

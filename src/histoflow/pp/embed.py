@@ -48,7 +48,7 @@ _LEAST_SPREAD = 1e-6
 _LEAST_SHARE = 0.1
 """A spread is at least so much of the standard deviation: half of a tissue may be alike to the last digit."""
 _FARTHEST = 5.0
-"""Spreads from the centre beyond which folds, edges and dirt are not told apart."""
+"""Spreads from the centre up to which a patch counts in the context of others: folds, edges and dirt lie beyond."""
 _OF_NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
 
@@ -231,7 +231,8 @@ class Embedder:
         around = np.concatenate(list(self._fields(wsi, grid.xy, "tissue grid")), axis=1)
         own = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)
         centre, spread = _robust(around)
-        around, own = (np.clip((x - centre) / spread, -_FARTHEST, _FARTHEST) for x in (around, own))
+        own = (own - centre) / spread
+        around = np.clip((around - centre) / spread, -_FARTHEST, _FARTHEST)
         mpp = [float(slide_facts(wsi)[key]) for key in ("mpp_x", "mpp_y")]
         pieces = (grid.piece_of(centres), grid.tissue_id)
         places = (own, centres * mpp, around, grid.xy * mpp)

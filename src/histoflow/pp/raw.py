@@ -21,7 +21,7 @@ def raw_field(values: Floats, made: Mapping[str, Any], *, patch_um: float, n_fea
     values
         Embeddings, shape (n_places, n_columns); the fields of view come first.
     made
-        How they were made: the whole record in ``uns["histoflow"]["embeddings"]``, with the mean and spread of the
+        How they were made: the whole record in ``uns["histoflow"]["embeddings"]``, with the centre and spread of the
         tissue grid where they are standardised.
     patch_um
         Side of the wanted field of view in µm; one within 2 % is taken for it.
@@ -42,8 +42,8 @@ def raw_field(values: Floats, made: Mapping[str, Any], *, patch_um: float, n_fea
     # Files of features are as the encoder made them; a record without the entry is of before there was a choice.
     if not made.get("standardize", float(made.get("grid_um", 1.0)) > 0):
         return own
-    if "grid_mean" not in made or "grid_std" not in made:
+    if "grid_centre" not in made or "grid_spread" not in made:
         return None
-    mean, spread = (np.asarray(made[key], dtype=np.float32)[columns] for key in ("grid_mean", "grid_std"))
-    raw: Floats = own * spread + mean
+    centre, spread = (np.asarray(made[key], dtype=np.float32)[columns] for key in ("grid_centre", "grid_spread"))
+    raw: Floats = own * spread + centre
     return raw
