@@ -46,10 +46,16 @@ RESULTS = "results.parquet"
 COLUMNS = ("dataset", "by", "fold", "shares", "section", "model", "seed", "gene", "metric", "value", "error")
 
 
-def default_models(*, encoder: str = "scatter") -> dict[str, Estimator]:
-    """Return the estimators of an ordinary table: the baselines, the linear probe, the flow."""
+def default_models(*, encoder: str = "scatter", level: float | None = None) -> dict[str, Estimator]:
+    """Return the estimators of an ordinary table: the baselines, the linear probe, the flow.
+
+    Parameters
+    ----------
+    encoder, level
+        As in `models.from_name`.
+    """
     names = (MeanBaseline.name, LibrarySizeBaseline.name, ColorBaseline.name, "hest_fm", "stflow")
-    return {name: from_name(name, encoder=encoder) for name in names}
+    return {name: from_name(name, encoder=encoder, level=level) for name in names}
 
 
 def run(

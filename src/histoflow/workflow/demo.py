@@ -12,10 +12,10 @@ from histoflow import bench, datasets, io, models, pl
 from histoflow._errors import OptionError
 from histoflow._keys import SPATIAL_UM, facts
 from histoflow.workflow.cohorts import predict_slide, write_h5ad
-from histoflow.workflow.evaluation import N_SHOWN, evaluate, slide_thumbnail
+from histoflow.workflow.evaluation import LEVEL, N_SHOWN, evaluate, slide_thumbnail
 from histoflow.workflow.reports import report
 
-_DEMO_TRAINING: dict[str, int] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
+_DEMO_TRAINING: dict[str, Any] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
 """Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
 
 
@@ -47,8 +47,9 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
     bench.check_library()  # before minutes of work
     folder = Path(out)
     cohort = _demo_cohort(dataset, seed)
-    estimators = dict(bench.default_models())
-    estimators["stflow"] = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
+    estimators = bench.default_models(level=LEVEL)
+    quick = replace(models.STFlow().training, **_DEMO_TRAINING)
+    estimators["stflow"] = models.Calibrated(models.STFlow(training=quick, seed=seed), LEVEL)
     table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
     saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
     reports = {"evaluation": report(folder, folder / "report.html")}

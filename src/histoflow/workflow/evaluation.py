@@ -22,6 +22,8 @@ from histoflow.workflow.zeroshot import tell_stpath
 if TYPE_CHECKING:
     from wsidata import WSIData
 
+LEVEL = 0.9
+"""Of intervals, where nothing else is asked for."""
 N_SHOWN = 4
 """Genes in a figure."""
 
@@ -34,7 +36,7 @@ def models_for(
     weights: str | Path | None = None,
     by: Any = "section",
     normalize: str = "library",
-    level: float | None = 0.9,
+    level: float | None = LEVEL,
     of_stpath: Mapping[str, Any] | None = None,
 ) -> dict[str, models.Estimator | models.Auto]:
     """Make estimators to compare, and embed the sections of a cohort for them.
@@ -103,7 +105,7 @@ def evaluate(
     out
         Folder of the table, predictions and figures; a later run takes up what is finished there.
     estimators
-        By the name they have in the table; None for `bench.default_models`. Of `bench.BASELINES` those that are not
+        By the name they have in the table; None for `bench.default_models` with intervals. Of `bench.BASELINES` those that are not
         among them are added, before them, looking through the same encoder.
     by, panel, normalize, min_counts, seeds
         As in `bench.run`.
@@ -113,7 +115,7 @@ def evaluate(
     The long table of `bench.run`; also ``results.parquet`` in `out`, beside ``protocol.json``, predictions and figures.
     """
     counted = counted_part(cohort)
-    chosen = with_baselines(counted, bench.default_models() if estimators is None else estimators)
+    chosen = with_baselines(counted, bench.default_models(level=LEVEL) if estimators is None else estimators)
     bench.plan_folds(counted, by)  # refuses what cannot be split before minutes of embedding
     embed_for(counted, chosen.values())
     options = {"by": by, "panel": panel, "normalize": normalize, "min_counts": min_counts, "seeds": tuple(seeds)}
