@@ -105,8 +105,8 @@ def evaluate(
     out
         Folder of the table, predictions and figures; a later run takes up what is finished there.
     estimators
-        By the name they have in the table; None for `bench.default_models` with intervals. Of `bench.BASELINES` those that are not
-        among them are added, before them, looking through the same encoder.
+        By the name they have in the table; None for `bench.default_models` with intervals. Of `bench.BASELINES` those
+        that are not among them are added, before them, looking through the same encoder.
     by, panel, normalize, min_counts, seeds
         As in `bench.run`.
 
