@@ -21,13 +21,13 @@ ALPHAS = np.logspace(-2, 3, 16)
 WHITENING = 0.5
 """How far principal components are made equal, see `Projection.fit`: strong ones lead, weak ones are heard."""
 _MOST_LANDMARKS = 2048
-_REACH = 4.0
-"""Distance, in root mean squares of one coordinate's difference, at which similarity has fallen to 1 / e."""
+_REACH = 2.0
+"""Distance at which similarity has fallen to 1 / e, in root mean squares of that of two training spots."""
 _LEAST_VALUE = 1e-9
 _HEAD, _PROJECTION, _LANDMARKS, _ROOT = "head/", "projection/", "landmarks", "root"
 
 
-def low_rank(log1p: Floats, n_factors: int) -> Floats:
+def low_rank(log1p: Floats, n_factors: int, rows: NDArray[np.intp] | None = None) -> Floats:
     """Expression as far as few patterns, shared by the genes, tell it: counting noise is in no pattern.
 
     Parameters
@@ -36,13 +36,16 @@ def low_rank(log1p: Floats, n_factors: int) -> Floats:
         Expression of the training spots, shape (n_spots, n_genes), log1p on any one scale.
     n_factors
         Patterns kept: the strongest principal components over genes. As many as there are genes change nothing.
+    rows
+        The spots that tell the patterns; None for all of them.
 
     Returns
     -------
     Shape (n_spots, n_genes), float32.
     """
-    mean = log1p.mean(axis=0, dtype=np.float64)
-    _, _, patterns = np.linalg.svd(log1p - mean, full_matrices=False)
+    telling = log1p if rows is None else log1p[rows]
+    mean = telling.mean(axis=0, dtype=np.float64)
+    _, _, patterns = np.linalg.svd(telling - mean, full_matrices=False)
     kept = patterns[:n_factors]
     told: Floats = (mean + (log1p - mean) @ kept.T @ kept).astype(np.float32)
     return told
@@ -158,19 +161,25 @@ def fit_anchor(
     return Anchor(projection, similarity, head), report
 
 
-def held_out(anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds, alpha: float) -> Floats:
+def held_out(
+    anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds, *, alpha: float, n_factors: int
+) -> Floats:
     """Predictions of the training spots by anchors of the same strength that have not learned from them.
 
     Parameters
     ----------
     anchor
         Gives projection and landmarks.
-    embedding, log1p
-        As in `fit_anchor`.
+    embedding
+        Of the training spots, shape (n_spots, n_features).
+    log1p
+        Their measured expression, shape (n_spots, n_genes), log1p.
     inner
         Folds of these rows.
     alpha
         Strength of the ridge.
+    n_factors
+        Patterns that are learned of it, see `low_rank`; those of a fold's training spots.
 
     Returns
     -------
@@ -179,12 +188,13 @@ def held_out(anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds
     coordinates = anchor.coordinates(embedding)
     found = np.full(log1p.shape, np.nan, np.float32)
     for train, test in inner.folds:
-        head = RidgePath(coordinates[train], log1p[train], standardise=False).head(alpha)
+        learned = low_rank(log1p[train], n_factors)
+        head = RidgePath(coordinates[train], learned, standardise=False).head(alpha)
         found[test] = head.predict(coordinates[test])
     return found
 
 
 def _similarity(first: Floats, second: Floats) -> NDArray[np.float64]:
     """Laplacian kernel of spots (n_first, n_components) and (n_second, n_components), whose mean square is 1."""
-    similarity: NDArray[np.float64] = np.exp(cdist(first, second) / (-_REACH * np.sqrt(first.shape[1] / 2)))
+    similarity: NDArray[np.float64] = np.exp(cdist(first, second) / (-_REACH * np.sqrt(2 * first.shape[1])))
     return similarity

@@ -13,6 +13,8 @@ Doubles = NDArray[np.float64]
 
 LEVELS = np.concatenate([[0.005, 0.01, 0.025], np.linspace(0.05, 0.95, 19), [0.975, 0.99, 0.995]])
 """Levels of the quantiles that are kept."""
+HIGHEST_LEVEL = 0.99
+"""Level of the widest interval between two of them."""
 _LEAST_SHARE = 0.25
 """A spread is at least so much of the gene's mean spread."""
 _LEAST = 1e-3
