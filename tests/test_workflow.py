@@ -102,7 +102,7 @@ def test_a_model_is_fitted_on_the_references_and_its_panel_chosen_from_them(coho
     totals = [np.asarray(section.X.sum(axis=1)).ravel() for section in cohort.select(role="reference")]
     limit = int(np.median(totals[0]))
     model = workflow.fit(cohort, model="mean", panel=7, normalize="none", min_counts=limit, seed=4)
-    assert (model.name, model.normalize, model.seed) == ("mean", "none", 4)
+    assert (model.method, model.normalize, model.seed) == ("mean", "none", 4)
     assert (len(model.panel_), model.panel_.rule) == (7, "variance")
     told = model.training_
     assert told["sections"] == ["P1_A", "P1_B", "P2_A"]

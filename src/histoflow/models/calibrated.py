@@ -107,7 +107,9 @@ class Calibrated(Estimator):
     def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
         folds = inner_folds([part.spots for part in measured])
         if not folds.folds:
-            raise SplitError(f"intervals need held-out spots, and the folds hold out {folds.how}; give level off")
+            raise SplitError(
+                f"intervals need held-out spots, and these sections hold out {folds.how}; give more, or level=None (--level off)"
+            )
         panel = self._fitted()
         with_spots = [section for section in sections if section.n_obs]
         with warnings.catch_warnings():

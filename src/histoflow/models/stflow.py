@@ -56,11 +56,9 @@ class STFlow(Estimator):
     encoder, normalize, seed
         As in `Estimator`.
     network
-        Sizes, as `Network` or a mapping of its fields; None for the recipe's.
+        Sizes and prior; None for the recipe's.
     training
-        Steps and end, as `Training` or a mapping of its fields; None for the recipe's.
-    prior
-        Where the flow starts: ``"zinb"``, ``"gaussian"`` or ``"zero"``.
+        Steps and end; None for the recipe's.
     n_sample_steps
         Calls of the denoiser per draw, at t = 0, 1/n … (published: 5).
     device
@@ -82,7 +80,6 @@ class STFlow(Estimator):
         normalize: str = "library",
         network: Network | None = None,
         training: Training | None = None,
-        prior: str = "zinb",
         n_sample_steps: int = 5,
         device: str = "cpu",
         seed: int = 0,
@@ -92,7 +89,7 @@ class STFlow(Estimator):
         self._recipe = recipe_from_name(recipe)
         self.network = network or self._recipe.network
         self.training = training or self._recipe.training
-        self.prior = prior_from_name(prior).name
+        self._prior = prior_from_name(self.network.prior)
         self.n_sample_steps = n_sample_steps
         self.device = device
         self._sampler = EulerSampler(n_sample_steps)
@@ -209,7 +206,7 @@ class STFlow(Estimator):
             mean=torch.from_numpy(mean).to(self.device),
             n_neighbors=self.network.n_neighbors,
             pitch_um=self.pitch_um_,
-            prior=prior_from_name(self.prior),
+            prior=self._prior,
             sampler=self._sampler,
         )
 
@@ -230,7 +227,7 @@ class STFlow(Estimator):
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         """Draw a section; members take turns."""
         members = self._trained()
-        alike = self.prior == "zero" and self._departure is None
+        alike = self._prior.name == "zero" and self._departure is None
         n_draws = min(n_samples, len(members)) if alike else n_samples
         noise = start_noise(members[0].prior, spots, (n_draws, len(members[0].mean)), self.seed)
         draws = np.empty((n_draws, len(spots), len(members[0].mean)), np.float32)
@@ -249,7 +246,7 @@ class STFlow(Estimator):
         return self._members
 
     def _facts(self, section: Any, n_draws: int) -> dict[str, Any]:
-        return super()._facts(section, n_draws) | {"n_sample_steps": self.n_sample_steps, "prior": self.prior}
+        return super()._facts(section, n_draws) | {"n_sample_steps": self.n_sample_steps, "prior": self._prior.name}
 
     def _state(self) -> Arrays:
         members = self._trained()
