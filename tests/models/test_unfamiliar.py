@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.spatial.distance import cdist
 
 from histoflow.models import unfamiliar
 from histoflow.models.spots import Spots
@@ -16,7 +17,7 @@ def section(seed: int, n_spots: int = 400, shift: float = 0.0) -> Spots:
     """Embeddings of four independent causes and a little noise."""
     rng = np.random.default_rng(seed)
     embedding = rng.normal(size=(n_spots, 4)) @ MIX + 0.05 * rng.normal(size=(n_spots, 20)) + shift
-    xy = np.stack([np.arange(n_spots) % 20, np.arange(n_spots) // 20], axis=1) * 100.0
+    xy = np.stack([np.arange(n_spots) % 20, np.arange(n_spots) // 20], axis=1) * [100.0, 150.0]
     ids = np.array([f"{seed}-{i}" for i in range(n_spots)])
     return Spots(f"S{seed}", "", ids, xy, np.zeros(n_spots, np.int64), 100.0, embedding.astype(np.float32))
 
@@ -45,8 +46,10 @@ def test_one_section_is_measured_against_its_other_half():
     alone = Familiar.fit([spots])
     assert 0 <= alone.unfamiliar(section(10).embedding).mean() < 0.05
     halves = np.arange(400) // 200
-    moved = replace(spots, embedding=spots.embedding + (halves * 100.0)[:, None].astype(np.float32))
-    assert Familiar.fit([moved]).farthest > 3 * alone.farthest
+    moved = Familiar.fit([replace(spots, embedding=spots.embedding + 20 * halves[:, None].astype(np.float32))])
+    between = cdist(moved.spots[halves == 0], moved.spots[halves == 1])
+    nearest = np.concatenate([between.min(axis=0), between.min(axis=1)])
+    assert moved.farthest == pytest.approx(np.quantile(nearest, 0.99), rel=1e-6)
 
 
 def test_a_section_of_one_spot_among_others_does_no_harm():

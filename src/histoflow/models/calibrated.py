@@ -108,7 +108,8 @@ class Calibrated(Estimator):
         folds = inner_folds([part.spots for part in measured])
         if not folds.folds:
             raise SplitError(
-                f"intervals need held-out spots, and these sections hold out {folds.how}; give more, or level=None (--level off)"
+                f"intervals need held-out spots, and these sections hold out {folds.how}; "
+                "give more spots, or no level (--level off)"
             )
         panel = self._fitted()
         with_spots = [section for section in sections if section.n_obs]

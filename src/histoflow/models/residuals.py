@@ -78,10 +78,10 @@ def conformal_quantiles(scores: Doubles) -> Floats:
 
     Returns
     -------
-    Shape (n_genes, n_levels), for `LEVELS`, float32.
+    Shape (n_genes, n_levels), for `LEVELS`, float32; of a level that so few scores cannot hold, the outermost score.
     """
     ordered = np.sort(scores, axis=0)
-    places = LEVELS * (len(scores) + 1)
+    places = np.round(LEVELS * (len(scores) + 1), 6)  # 0.45 * 20 is a little more than 9 in binary
     rank = np.where(LEVELS < 0.5, np.floor(places), np.ceil(places)).astype(int) - 1
     quantiles: Floats = ordered[np.clip(rank, 0, len(scores) - 1)].T.astype(np.float32)
     return quantiles
