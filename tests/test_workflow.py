@@ -179,6 +179,11 @@ def test_a_slide_is_predicted_on_a_grid_of_the_training_pitch(shared, probe):
     assert wsi.tables["color_tiles"].n_obs == predicted.n_obs
 
 
+def test_a_file_of_weights_is_for_the_encoder_that_is_no_baseline():
+    told = {name: models.from_name(name, level=0.9) for name in ("mean", "color", "hest_fm")}
+    assert workflow.again._encoder(told) == "scatter"
+
+
 def test_a_spot_and_a_tile_at_one_place_are_predicted_alike(cohort, probe):
     section = section_of(cohort, "P2_B")
     tiles = workflow.predict_slide(probe, io.open_section_slide(section))
