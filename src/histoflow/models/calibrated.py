@@ -162,7 +162,7 @@ class Calibrated(Estimator):
         """Places with what tells whether they are familiar: their embedding, or the mean of their super-pixels."""
         if not self.dense or self.embedding_ is None:
             return spots
-        n_features = int(self.embedding_.get("n_features", spots.embedding.shape[1]))
+        n_features = int(self.embedding_.get("n_features") or spots.embedding.shape[1])
         return replace(spots, embedding=spots.embedding.reshape(len(spots), -1, n_features).mean(axis=1))
 
     def _parts(self) -> tuple[Estimator, ResidualScale, Floats]:
