@@ -111,7 +111,7 @@ def test_fit_saves_a_model_and_says_of_what(fitted):
         "n_spots_left_out": 0,
     }
     model = models.load(folder)
-    assert (model.name, model.panel_, model.seed) == ("color", PANEL, 0)
+    assert (model.method, model.panel_, model.seed) == ("color", PANEL, 0)
 
 
 def test_options_of_fit_reach_the_model(manifest, tmp_path):
@@ -124,6 +124,26 @@ def test_options_of_fit_reach_the_model(manifest, tmp_path):
     assert (len(model.panel_), model.normalize, model.seed) == (6, "none", 3)
     assert model.training_["min_counts"] == 2500
     assert model.training_["n_spots_left_out"] == 125 - sum(model.training_["n_spots"]) > 0
+    assert (model.method, model.level) == ("mean", 0.9)
+
+
+@pytest.mark.parametrize(("level", "kind"), [("off", models.ColorBaseline), ("0.5", models.Calibrated)])
+def test_the_level_of_intervals_is_chosen(manifest, panel_file, tmp_path, level, kind):
+    options = ["--model", "color", "--panel", panel_file, "--level", level]
+    assert histoflow("fit", manifest, "--out", tmp_path / "m", *options).code == 0
+    model = models.load(tmp_path / "m")
+    assert isinstance(model, kind)
+    assert getattr(model, "level", None) == (None if level == "off" else 0.5)
+
+
+@pytest.mark.parametrize(
+    ("command", "level"),
+    [("fit", "2"), ("evaluate", "2"), ("fit", "0"), ("fit", "0.995"), ("fit", "nan"), ("fit", "wide")],
+)
+def test_a_level_that_is_none_is_refused(manifest, tmp_path, command, level):
+    done = histoflow(command, manifest, "--out", tmp_path / "m", "--level", level)
+    check_error(done, 2, f"--level {level}: give a part above 0 and up to 0.99, as 0.9, or off")
+    assert not (tmp_path / "m").exists()
 
 
 # predict
@@ -137,7 +157,11 @@ def test_predict_writes_a_slide_on_a_grid(manifest, model, tmp_path):
         {"prediction": str(tmp_path / "p.h5ad"), "n_spots": predicted.n_obs, "n_genes": len(PANEL)},
     )
     assert predicted.uns["histoflow"]["mpp_source"] == "metadata"
-    assert {"tile_id", "tissue_id"} <= set(predicted.obs)
+    assert predicted.uns["histoflow"]["level"] == 0.9
+    assert {"tile_id", "tissue_id", "unfamiliar"} <= set(predicted.obs)
+    assert (predicted.layers["lower"] <= predicted.layers["upper"]).all()
+    assert "scale" in predicted.layers
+    assert "residual_quantiles" in predicted.varm
 
 
 def test_predict_takes_the_scale_of_a_plain_picture_from_the_option(manifest, model, tmp_path):
@@ -301,6 +325,7 @@ def test_evaluate_splits_by_area(manifest, panel_file, tmp_path, monkeypatch):
     monkeypatch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
     one = part_of(manifest, tmp_path, ["P1_A"])
     split = ["evaluate", one, "--out", tmp_path / "out", "--panel", panel_file, "--models", "mean", "--by", "area"]
+    split += ["--level", "off"]  # areas of a section this small hold nothing out
     assert histoflow(*split, "--json").code == 0
     table = pd.read_parquet(tmp_path / "out" / "results.parquet")
     assert list(table["fold"].unique()) == [f"P1_A-area{number}" for number in (1, 2, 3, 4)]

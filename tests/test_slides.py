@@ -1,6 +1,7 @@
 """The verbs on an opened slide: tiles, embeddings, predictions from a reference with its own slide, pairs."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,27 @@ def test_a_fitted_model_is_not_fitted_again(wsi, reference, monkeypatch):
     again = hf.predict_expression(wsi, model=model, key_added="again")
     np.testing.assert_allclose(again.X, first.X, atol=1e-6)
     assert "again_tiles" in wsi.tables
+
+
+def test_a_fitted_model_with_intervals_shows_them(wsi, shared):
+    references = io.Cohort(shared.rows, sections={s.uns[UNS]["section"]: s.copy() for s in shared})
+    model = workflow.fit(references, model="hest_fm", encoder="color", panel=PANEL)
+    predicted = hf.predict_expression(wsi, model=model)
+    assert predicted.uns["histo"]["method"] == "hest_fm"
+    assert wsi.tables["hest_fm_tiles"] is predicted
+    assert (predicted.layers["lower"] <= predicted.layers["upper"]).all()
+
+
+def test_the_flow_keeps_its_recipe_beside_the_options_that_are_given(wsi, reference, monkeypatch):
+    made = []
+    monkeypatch.setattr(models.STFlow, "_fit", lambda self, _: made.append(self) or {})
+    monkeypatch.setattr(
+        models.STFlow, "_draw", lambda self, spots, _: np.zeros((1, len(spots), len(GENES)), np.float32)
+    )
+    hf.predict_expression(wsi, reference=reference, fm_backbone="color", genes=GENES, n_epochs=3, hidden_dim=16)
+    own = models.STFlow()
+    assert made[0].network == replace(own.network, hidden_dim=16)
+    assert made[0].training == replace(own.training, max_epochs=3, batch_size=1)
 
 
 def test_references_may_be_several_and_the_panel_of_any_length(wsi, shared):

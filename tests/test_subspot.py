@@ -37,9 +37,14 @@ def cohort(manifest):
 
 
 @pytest.fixture(scope="module")
-def model(cohort):
-    references = [section.copy() for section in cohort.select(role="reference")]
-    workflow.embed_for(references, [models.SubspotRegressor()])
+def references(cohort):
+    embedded = [section.copy() for section in cohort.select(role="reference")]
+    workflow.embed_for(embedded, [models.SubspotRegressor()])
+    return embedded
+
+
+@pytest.fixture(scope="module")
+def model(references):
     return models.SubspotRegressor(training=SMALL, hidden_dim=8, n_components=4).fit(references, panel=PANEL)
 
 
@@ -195,6 +200,13 @@ def test_the_command_fits_resolves_and_tells_the_scale(manifest, model, section,
     wanted = np.expm1(panel_log1p(section, Panel(("TEX01", "COL01")), "library").astype(float))
     np.testing.assert_allclose(sums(cells).loc[list(section.obs_names)].to_numpy(), wanted, rtol=1e-3, atol=1e-3)
     assert done.json["n_genes"] == 2
+
+
+def test_a_model_with_intervals_resolves_as_the_one_inside(references, section, model, measured):
+    calibrated = models.Calibrated(model.clone()).fit(references, panel=PANEL)
+    cells = hf.super_resolve(section, model=calibrated)
+    np.testing.assert_array_equal(cells.X, measured.X)
+    assert cells.uns[UNS]["method"] == "istar"
 
 
 def test_the_command_on_a_slide_and_its_refusals(manifest, cohort, model, tmp_path):

@@ -102,7 +102,7 @@ def test_a_model_is_fitted_on_the_references_and_its_panel_chosen_from_them(coho
     totals = [np.asarray(section.X.sum(axis=1)).ravel() for section in cohort.select(role="reference")]
     limit = int(np.median(totals[0]))
     model = workflow.fit(cohort, model="mean", panel=7, normalize="none", min_counts=limit, seed=4)
-    assert (model.name, model.normalize, model.seed) == ("mean", "none", 4)
+    assert (model.method, model.normalize, model.seed) == ("mean", "none", 4)
     assert (len(model.panel_), model.panel_.rule) == (7, "variance")
     told = model.training_
     assert told["sections"] == ["P1_A", "P1_B", "P2_A"]
@@ -177,6 +177,11 @@ def test_a_slide_is_predicted_on_a_grid_of_the_training_pitch(shared, probe):
     assert list(predicted.var_names) == list(PANEL.genes)
     assert np.isfinite(predicted.X).all()
     assert wsi.tables["color_tiles"].n_obs == predicted.n_obs
+
+
+def test_a_file_of_weights_is_for_the_encoder_that_is_no_baseline():
+    told = {name: models.from_name(name, level=0.9) for name in ("mean", "color", "hest_fm")}
+    assert workflow.again._encoder(told) == "scatter"
 
 
 def test_a_spot_and_a_tile_at_one_place_are_predicted_alike(cohort, probe):

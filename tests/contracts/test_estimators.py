@@ -33,10 +33,13 @@ KINDS = [
     models.RidgeProbe(protocol="hest"),
     models.RidgeProbe(smooth_um=450.0, per_gene_alpha=True, alphas=[1.0, 10.0, 100.0]),
     models.STFlow(**SMALL),
+    models.STFlow("paper", **SMALL),
     models.STPathZeroShot(organ="Breast"),
     models.SubspotRegressor(
         training=models.Training(max_epochs=2, n_members=2, n_searches=1, batch_size=32), hidden_dim=8, n_components=4
     ),
+    models.Calibrated(models.RidgeProbe()),
+    models.Calibrated(models.STFlow(**SMALL)),
 ]
 DRAW = ("stflow", "istar")
 PANEL = Panel(tuple(GENES[:5]))
@@ -48,7 +51,11 @@ def stpath_weights(tmp_path_factory):
 
 
 @pytest.fixture(
-    params=KINDS, ids=lambda e: f"{e.name}-{getattr(e, 'protocol', '')}-{getattr(e, 'smooth_um', None)}", scope="module"
+    params=KINDS,
+    ids=lambda e: (
+        f"{e.name}-{e.method}-{getattr(e, 'protocol', getattr(e, 'recipe', ''))}-{getattr(e, 'smooth_um', None)}"
+    ),
+    scope="module",
 )
 def fitted(request, stpath_weights):
     brought = {} if request.param.learns else {"weights": str(stpath_weights)}
@@ -65,9 +72,9 @@ def test_names_shape_and_facts(fitted):
     assert predicted.X.dtype == np.float32
     assert np.isfinite(predicted.X).all()
     facts = predicted.uns[UNS]
-    assert (facts["method"], facts["panel_hash"]) == (fitted.name, PANEL.hash)
+    assert (facts["method"], facts["panel_hash"]) == (fitted.method, PANEL.hash)
     assert facts["normalize"] == fitted.normalize == ("library" if fitted.learns else "none")
-    assert ("std" in predicted.layers) == (fitted.name in DRAW)
+    assert ("std" in predicted.layers) == (fitted.method in DRAW)
 
 
 def test_order_of_spots_does_not_matter(fitted):

@@ -73,12 +73,14 @@ def level_of(text: str) -> float | None:
     """The level of intervals, or None where none are wanted."""
     if text == _NO_LEVEL:
         return None
+    from histoflow.models.residuals import HIGHEST_LEVEL
+
     try:
         level = float(text)
     except ValueError:
         level = float("nan")
-    if not 0 < level < 1:
-        raise OptionError(f"--level {text}: give a part above 0 and below 1, as 0.9, or {_NO_LEVEL}")
+    if not 0 < level <= HIGHEST_LEVEL:
+        raise OptionError(f"--level {text}: give a part above 0 and up to {HIGHEST_LEVEL}, as 0.9, or {_NO_LEVEL}")
     return level
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,13 +21,15 @@ ALPHAS = np.logspace(-2, 3, 16)
 WHITENING = 0.5
 """How far principal components are made equal, see `Projection.fit`: strong ones lead, weak ones are heard."""
 _MOST_LANDMARKS = 2048
-_REACH = 4.0
-"""Distance, in root mean squares of one coordinate's difference, at which similarity has fallen to 1 / e."""
+_REACH = 2.0
+"""Distance at which similarity has fallen to 1 / e, in root mean squares of that of two training spots."""
 _LEAST_VALUE = 1e-9
 _HEAD, _PROJECTION, _LANDMARKS, _ROOT = "head/", "projection/", "landmarks", "root"
 
 
-def low_rank(log1p: Floats, n_factors: int, others: Floats | None = None) -> Floats:
+def low_rank(
+    log1p: Floats, n_factors: int, *, others: Floats | None = None, rows: NDArray[np.intp] | None = None
+) -> Floats:
     """Expression as far as few patterns over the spots, shared by the genes, tell it: counting noise is in no pattern.
 
     Parameters
@@ -39,18 +41,22 @@ def low_rank(log1p: Floats, n_factors: int, others: Floats | None = None) -> Flo
     others
         Genes that tell the patterns, each brought to one spread, shape (n_spots, n_others), log1p; None for those of
         the panel as they are. The more genes, the less of their noise is in the patterns.
+    rows
+        The spots from which patterns are learned; None for all of them.
 
     Returns
     -------
     Shape (n_spots, n_genes), float32.
     """
-    mean = log1p.mean(axis=0, dtype=np.float64)
-    telling = log1p - mean
-    if others is not None:
-        spread = others.std(axis=0, dtype=np.float64)
-        telling = (others - others.mean(axis=0, dtype=np.float64)) / np.where(spread > 0, spread, 1.0)
-    patterns = np.linalg.svd(telling, full_matrices=False)[0][:, :n_factors]
-    told: Floats = (mean + patterns @ (patterns.T @ (log1p - mean))).astype(np.float32)
+    learned = np.arange(len(log1p)) if rows is None else rows
+    telling = np.asarray(log1p if others is None else others, dtype=np.float64)
+    spread = 1.0 if others is None else np.maximum(telling[learned].std(axis=0), _LEAST_VALUE)
+    telling = (telling - telling[learned].mean(axis=0)) / spread
+    _, _, axes = np.linalg.svd(telling[learned], full_matrices=False)
+    patterns = telling @ axes[:n_factors].T
+    mean = log1p[learned].mean(axis=0, dtype=np.float64)
+    strengths = np.linalg.lstsq(patterns[learned], log1p[learned] - mean, rcond=None)[0]
+    told: Floats = (mean + patterns @ strengths).astype(np.float32)
     return told
 
 
@@ -164,15 +170,25 @@ def fit_anchor(
     return Anchor(projection, similarity, head), report
 
 
-def held_out(anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds, alpha: float) -> Floats:
+def held_out(
+    anchor: Anchor,
+    embedding: Floats,
+    learned: Callable[[NDArray[np.intp]], Floats],
+    inner: InnerFolds,
+    *,
+    alpha: float,
+) -> Floats:
     """Predictions of the training spots by anchors of the same strength that have not learned from them.
 
     Parameters
     ----------
     anchor
         Gives projection and landmarks.
-    embedding, log1p
-        As in `fit_anchor`.
+    embedding
+        Of the training spots, shape (n_spots, n_features).
+    learned
+        What is learned of the expression of some training spots, from their rows (n_rows,) and theirs alone: shape
+        (n_rows, n_genes), log1p.
     inner
         Folds of these rows.
     alpha
@@ -183,14 +199,14 @@ def held_out(anchor: Anchor, embedding: Floats, log1p: Floats, inner: InnerFolds
     Shape (n_spots, n_genes), log1p, float32; NaN for spots that no fold holds out.
     """
     coordinates = anchor.coordinates(embedding)
-    found = np.full(log1p.shape, np.nan, np.float32)
+    found = np.full((len(embedding), anchor.head.coef.shape[1]), np.nan, np.float32)
     for train, test in inner.folds:
-        head = RidgePath(coordinates[train], log1p[train], standardise=False).head(alpha)
+        head = RidgePath(coordinates[train], learned(train), standardise=False).head(alpha)
         found[test] = head.predict(coordinates[test])
     return found
 
 
 def _similarity(first: Floats, second: Floats) -> NDArray[np.float64]:
     """Laplacian kernel of spots (n_first, n_components) and (n_second, n_components), whose mean square is 1."""
-    similarity: NDArray[np.float64] = np.exp(cdist(first, second) / (-_REACH * np.sqrt(first.shape[1] / 2)))
+    similarity: NDArray[np.float64] = np.exp(cdist(first, second) / (-_REACH * np.sqrt(2 * first.shape[1])))
     return similarity

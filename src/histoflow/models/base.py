@@ -79,6 +79,11 @@ class Estimator(ABC):
         return self.name
 
     @property
+    def inside(self) -> Estimator:
+        """What predicts: itself, or of a calibrated estimator the one inside, fitted if that is."""
+        return self
+
+    @property
     def slot(self) -> str | None:
         """``obsm`` entry that it looks at: the encoder's, or that of its super-pixels; None for no image."""
         return f"{self.encoder}{DENSE}" if self.encoder and self.dense else self.encoder

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar, Self, final
 
 import numpy as np
 from anndata import AnnData
 
-from histoflow._errors import NotFittedError, OptionError, SplitError
+from histoflow._errors import NotFittedError, OptionError, SplitError, TrainingWarning
 from histoflow._keys import (
     HELD_OUT_R,
     LOWER,
@@ -23,11 +25,13 @@ from histoflow.models.base import Arrays, Estimator
 from histoflow.models.crossfit import CrossFit, cross_fit
 from histoflow.models.inner import inner_folds
 from histoflow.models.kinds import KINDS
-from histoflow.models.residuals import LEVELS, ResidualScale, conformal_quantiles
+from histoflow.models.residuals import HIGHEST_LEVEL, LEVELS, ResidualScale, conformal_quantiles
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.unfamiliar import Familiar
 from histoflow.stats.intervals import central_levels, predictive_quantiles
 
+_LEAST_DRAWS = 2
+"""Intervals are around what is expected, which a single draw of the flow departs from."""
 _ESTIMATOR, _SCALE, _QUANTILES, _FAMILIAR = "estimator/", "scale/", "quantiles", "familiar/"
 
 
@@ -47,12 +51,12 @@ class Calibrated(Estimator):
     estimator
         What predicts; not fitted here, a clone of it is.
     level
-        Part of the measured values that an interval is to hold, in (0, 1).
+        Part of the measured values that an interval is to hold, above 0 and up to 0.99.
 
     Raises
     ------
     OptionError
-        If the level is not in (0, 1), or the estimator is calibrated already or learns nothing.
+        If the level is out of its range, or the estimator is calibrated already or learns nothing.
     """
 
     name: ClassVar[str] = "calibrated"
@@ -61,8 +65,8 @@ class Calibrated(Estimator):
         if isinstance(estimator, Calibrated) or not estimator.learns:
             raise OptionError(f"{estimator.name} cannot be calibrated; give an estimator that learns and is not yet")
         super().__init__(encoder=estimator.encoder, normalize=estimator.normalize, seed=estimator.seed)
-        if not 0 < level < 1:
-            raise OptionError(f"level is {level}; give a part above 0 and below 1, as 0.9")
+        if not 0 < level <= HIGHEST_LEVEL:
+            raise OptionError(f"level is {level}; give a part above 0 and up to {HIGHEST_LEVEL}, as 0.9")
         self.dense, self.embedding_recipe = estimator.dense, estimator.embedding_recipe
         self.estimator = estimator
         self.level = float(level)
@@ -75,6 +79,11 @@ class Calibrated(Estimator):
     def method(self) -> str:
         """Name of the estimator inside."""
         return self.estimator.method
+
+    @property
+    def inside(self) -> Estimator:
+        """The estimator inside, fitted once this one is."""
+        return self._inner or self.estimator
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON holds them."""
@@ -98,30 +107,38 @@ class Calibrated(Estimator):
     def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
         folds = inner_folds([part.spots for part in measured])
         if not folds.folds:
-            raise SplitError(f"intervals need held-out spots, and the folds hold out {folds.how}; give level off")
+            raise SplitError(
+                f"intervals need held-out spots, and these sections hold out {folds.how}; "
+                "give more spots, or no level (--level off)"
+            )
         panel = self._fitted()
         with_spots = [section for section in sections if section.n_obs]
-        self._inner = self.estimator.clone().fit(with_spots, panel=panel, missing=missing)
+        with warnings.catch_warnings():
+            # Of the same inner folds, which were told above.
+            warnings.simplefilter("ignore", TrainingWarning)
+            self._inner = self.estimator.clone().fit(with_spots, panel=panel, missing=missing)
         held_out = self._inner._held_out()
         if held_out is None:
             found = cross_fit(self.estimator, with_spots, folds, panel=panel, missing=missing)
         else:
             found = CrossFit.of(measured, held_out, folds, panel.genes)
         told = self._calibrate(found, measured)
-        return {**self._inner.training_, **told, "calibrated_on": folds.how, HELD_OUT_R: found.held_out_r()}
+        told |= {"calibrated_on": folds.how, HELD_OUT_R: found.held_out_r()}
+        # What is known here of the sections counts: the estimator inside saw no spot that was left out.
+        return {**self._inner.training_, **self.training_, **told}
 
     def _calibrate(self, found: CrossFit, measured: list[Measured]) -> dict[str, Any]:
         residuals = found.measured.astype(np.float64) - found.predicted
         self._scale = ResidualScale.fit(found.predicted, residuals)
         self._quantiles = conformal_quantiles(residuals / self._scale(found.predicted))
-        self._familiar = Familiar.fit([part.spots for part in measured]) if self.slot else None
+        self._familiar = Familiar.fit([self._seen(part.spots) for part in measured]) if self.slot else None
         return {"n_calibrated_on": len(residuals), "follows_prediction": int((self._scale.slope != 0).sum())}
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         raise NotFittedError("a calibrated estimator learns from sections; call fit")
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
-        return self._parts()[0]._draw(spots, n_samples)
+        return self._parts()[0]._draw(spots, max(n_samples, _LEAST_DRAWS))
 
     def _spots(self, section: AnnData) -> Spots:
         return self._parts()[0]._spots(section)
@@ -138,8 +155,15 @@ class Calibrated(Estimator):
         ends = predictive_quantiles(mean, predicted.layers[SCALE], quantiles, LEVELS, central_levels(self.level))
         predicted.layers[LOWER], predicted.layers[UPPER] = ends.astype(np.float32)
         if self._familiar is not None:
-            predicted.obs[UNFAMILIAR] = self._familiar.unfamiliar(self._spots(section).embedding)
+            predicted.obs[UNFAMILIAR] = self._familiar.unfamiliar(self._seen(self._spots(section)).embedding)
         return predicted
+
+    def _seen(self, spots: Spots) -> Spots:
+        """Places with what tells whether they are familiar: their embedding, or the mean of their super-pixels."""
+        if not self.dense or self.embedding_ is None:
+            return spots
+        n_features = int(self.embedding_.get("n_features") or spots.embedding.shape[1])
+        return replace(spots, embedding=spots.embedding.reshape(len(spots), -1, n_features).mean(axis=1))
 
     def _parts(self) -> tuple[Estimator, ResidualScale, Floats]:
         if self._inner is None or self._scale is None or self._quantiles is None:

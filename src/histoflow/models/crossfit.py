@@ -47,7 +47,19 @@ class CrossFit:
 
     @classmethod
     def of(cls, measured: Sequence[Measured], predicted: Floats, folds: InnerFolds, genes: Sequence[str]) -> CrossFit:
-        """Make it of predictions (n_spots, n_genes) of the stacked training spots, each by a model that held it out."""
+        """Make it of predictions of the training spots, each by a model that had not seen its fold.
+
+        Parameters
+        ----------
+        measured
+            The training sections, stacked in this order.
+        predicted
+            log1p expression on the model's scale, shape (n_spots, n_genes).
+        folds
+            Which rows were held out together; those of no fold are left out.
+        genes
+            The panel.
+        """
         log1p = np.concatenate([part.log1p for part in measured])
         names = np.repeat([part.spots.section for part in measured], [len(part.spots) for part in measured])
         order = np.concatenate([test for _, test in folds.folds])

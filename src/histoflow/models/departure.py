@@ -68,17 +68,33 @@ class Departure:
         return cls(_root(shared), _root(here - shared), reach)
 
     def draw(self, spots: Spots, n_draws: int, pitch_um: float, seed: int) -> Floats:
-        """Draw departures of a section: (n_draws, n_spots, n_genes), log1p, their mean over draws zero if several.
+        """Draw departures of a section, their mean over the draws zero if there are several.
 
-        A field is a function of the place alone, noise of the spot's id, so that neither order nor other spots matter.
+        A field is a function of the place alone; noise goes to the spots by the order of their ids. So the order of the
+        rows does not matter, and other spots change no field.
+
+        Parameters
+        ----------
+        spots
+            Their places and ids.
+        n_draws
+            How many; one alone is not centred.
+        pitch_um
+            Unit of distance, as in `fit`.
+        seed
+            Of the fields and the noise.
+
+        Returns
+        -------
+        Shape (n_draws, n_spots, n_genes), log1p, float32.
         """
         rank = np.argsort(np.argsort(spots.ids, kind="stable"), kind="stable")
         xy = spots.xy_um / pitch_um
-        generator = np.random.default_rng([seed, 1])
+        of_fields, of_noise = (np.random.default_rng([seed, stream]) for stream in (1, 2))
         drawn = np.empty((n_draws, len(spots), len(self.noise)), np.float32)
         for place in drawn:
-            waves = _waves(xy, len(self.field), self.reach, generator)
-            noise = generator.standard_normal((len(spots), len(self.noise)), dtype=np.float32)[rank]
+            waves = _waves(xy, len(self.field), self.reach, of_fields)
+            noise = of_noise.standard_normal((len(spots), len(self.noise)), dtype=np.float32)[rank]
             place[:] = waves @ self.field.T + noise @ self.noise.T
         if n_draws > 1:
             drawn -= drawn.mean(axis=0)

@@ -52,7 +52,7 @@ def as_lazyslide_model(model: Estimator, *, mpp: float | tuple[float, float], ti
         needs_coords = True
         whole_slide = True
         features_model_name = model.encoder
-        name = f"histoflow-{model.name}"
+        name = f"histoflow-{model.method}"
 
         def __init__(self) -> None:
             self.model = model
@@ -83,10 +83,10 @@ def _checked(
     if model.panel_ is None:
         raise NotFittedError(f"{type(model).__name__} is not fitted; call fit first, or hf.models.load")
     if model.encoder is None or not model.embedding_:
-        raise OptionError(f"model {model.name} looks at no image; use hest_fm or stflow")
+        raise OptionError(f"model {model.method} looks at no image; use hest_fm or stflow")
     if model.dense:
         raise OptionError(
-            f"model {model.name} looks at super-pixels, which LazySlide does not hand over; use hf.super_resolve"
+            f"model {model.method} looks at super-pixels, which LazySlide does not hand over; use hf.super_resolve"
         )
     scale = np.broadcast_to(np.asarray(mpp, dtype=np.float64), 2)
     if not ((scale > 0) & np.isfinite(scale)).all() or not tile_px > 0:

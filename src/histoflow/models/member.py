@@ -18,7 +18,7 @@ from histoflow.pp.graph import neighbors
 
 @dataclass(frozen=True)
 class Network:
-    """Sizes of the denoiser; the defaults are the published ones.
+    """Sizes of the denoiser, and where the flow starts; the defaults are the published ones.
 
     Parameters
     ----------
@@ -34,6 +34,8 @@ class Network:
         Probability of dropping a number, and a neighbour's weight.
     n_components
         Principal components of the embeddings that enter, see `Projection`.
+    prior
+        Where the flow starts: ``"zinb"``, ``"gaussian"`` or ``"zero"``.
     """
 
     n_neighbors: int = 8
@@ -44,11 +46,12 @@ class Network:
     dropout: float = 0.2
     attention_dropout: float = 0.2
     n_components: int = 100
+    prior: str = "zinb"
 
     def denoiser(self, n_features: int, n_genes: int) -> Denoiser:
         """Make the network, its weights drawn from torch's generator."""
         sizes = asdict(self)
-        del sizes["n_neighbors"], sizes["n_components"]
+        del sizes["n_neighbors"], sizes["n_components"], sizes["prior"]
         return Denoiser(n_features, n_genes, **sizes)
 
 

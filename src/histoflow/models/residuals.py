@@ -13,6 +13,8 @@ Doubles = NDArray[np.float64]
 
 LEVELS = np.concatenate([[0.005, 0.01, 0.025], np.linspace(0.05, 0.95, 19), [0.975, 0.99, 0.995]])
 """Levels of the quantiles that are kept."""
+HIGHEST_LEVEL = 0.99
+"""Level of the widest interval between two of them."""
 _LEAST_SHARE = 0.25
 """A spread is at least so much of the gene's mean spread."""
 _LEAST = 1e-3
@@ -76,10 +78,10 @@ def conformal_quantiles(scores: Doubles) -> Floats:
 
     Returns
     -------
-    Shape (n_genes, n_levels), for `LEVELS`, float32.
+    Shape (n_genes, n_levels), for `LEVELS`, float32; of a level that so few scores cannot hold, the outermost score.
     """
     ordered = np.sort(scores, axis=0)
-    places = LEVELS * (len(scores) + 1)
+    places = np.round(LEVELS * (len(scores) + 1), 6)  # 0.45 * 20 is a little more than 9 in binary
     rank = np.where(LEVELS < 0.5, np.floor(places), np.ceil(places)).astype(int) - 1
     quantiles: Floats = ordered[np.clip(rank, 0, len(scores) - 1)].T.astype(np.float32)
     return quantiles

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 import torch
 from anndata import AnnData
+from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
@@ -60,11 +61,9 @@ class STFlow(Estimator):
     encoder, normalize, seed
         As in `Estimator`.
     network
-        Sizes, as `Network` or a mapping of its fields; None for the recipe's.
+        Sizes and prior; None for the recipe's.
     training
-        Steps and end, as `Training` or a mapping of its fields; None for the recipe's.
-    prior
-        Where the flow starts: ``"zinb"``, ``"gaussian"`` or ``"zero"``.
+        Steps and end; None for the recipe's.
     n_sample_steps
         Calls of the denoiser per draw, at t = 0, 1/n … (published: 5).
     device
@@ -86,7 +85,6 @@ class STFlow(Estimator):
         normalize: str = "library",
         network: Network | None = None,
         training: Training | None = None,
-        prior: str = "zinb",
         n_sample_steps: int = 5,
         device: str = "cpu",
         seed: int = 0,
@@ -96,7 +94,7 @@ class STFlow(Estimator):
         self._recipe = recipe_from_name(recipe)
         self.network = network or self._recipe.network
         self.training = training or self._recipe.training
-        self.prior = prior_from_name(prior).name
+        self._prior = prior_from_name(self.network.prior)
         self.n_sample_steps = n_sample_steps
         self.device = device
         self._sampler = EulerSampler(n_sample_steps)
@@ -138,7 +136,7 @@ class STFlow(Estimator):
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         inner = inner_folds([part.spots for part in measured])
         learned = self._learned(measured)
-        searches = self._search(learned, inner)
+        searches = self._search(measured, inner)
         found = [history for _, history in searches]
         n_epochs = round(float(np.median([h.best_epoch for h in found]))) if found else self.training.max_epochs
         options = replace(self.training, max_epochs=n_epochs)
@@ -150,12 +148,12 @@ class STFlow(Estimator):
         told = {"inner_folds": inner.how, "n_epochs": n_epochs, "history": history}
         return told | (self._fit_anchor(measured, learned, inner, searches) if self._recipe.anchored else {})
 
-    def _learned(self, measured: list[Measured]) -> list[Measured]:
-        """The training spots with what is learned of their expression."""
+    def _learned(self, measured: list[Measured], rows: NDArray[np.intp] | None = None) -> list[Measured]:
+        """The spots with what is learned of their expression, if `rows` of them, or all, are trained on."""
         if self._recipe.n_factors is None:
             return measured
         log1p = np.concatenate([part.log1p for part in measured])
-        told = low_rank(log1p, self._recipe.n_factors, self._others)
+        told = low_rank(log1p, self._recipe.n_factors, others=self._others, rows=rows)
         parts = np.split(told, np.cumsum([len(part.log1p) for part in measured])[:-1])
         return [replace(part, log1p=log1p) for part, log1p in zip(measured, parts, strict=True)]
 
@@ -171,22 +169,26 @@ class STFlow(Estimator):
         _, raw = stacked(measured)
         projection = Projection.fit(embedding, self.network.n_components, whitening=ANCHOR_WHITENING)
         self._anchor, told = fit_anchor(embedding, log1p, inner, projection, seed=self.seed)
-        expected = held_out(self._anchor, embedding, log1p, inner, told["alpha"])
+
+        def of_rows(rows: NDArray[np.intp]) -> Floats:
+            return stacked(self._learned(measured, rows))[1][rows]
+
+        expected = held_out(self._anchor, embedding, of_rows, inner, alpha=told["alpha"])
         self._share, by_share = _best_share(raw, expected, [flow for flow, _ in searches], inner)
         for (_, test), (flow, _) in zip(inner.folds, searches, strict=False):
             expected[test] += np.float32(self._share) * (flow - expected[test])
         spots = [part.spots for part in measured]
         self._expected = np.maximum(expected, 0.0)
-        if inner.folds:
-            residuals = np.split(raw - expected, np.cumsum([len(own) for own in spots])[:-1])
-            self._departure = Departure.fit(residuals, spots, self.pitch_um_)
+        residuals = np.split(raw - self._expected, np.cumsum([len(own) for own in spots])[:-1])
+        self._departure = Departure.fit(residuals, spots, self.pitch_um_) if inner.folds else None
         return {"anchor": told, "flow_share": self._share, "error_by_share": by_share}
 
     def _search(self, measured: list[Measured], inner: InnerFolds) -> list[tuple[Floats, History]]:
         """Train on all but one inner fold, and see after how many epochs that fold is predicted best, and how."""
         found = []
         for rows in inner.folds[: self.training.n_searches]:
-            train_part, held_out_part = (_rows(measured, set(side.tolist())) for side in rows)
+            learned = self._learned(measured, rows[0])
+            train_part, held_out_part = (_rows(learned, set(side.tolist())) for side in rows)
             member, history = self._train(train_part, self.training, self.seed, held_out_part)
             found.append((np.concatenate([self._expect(member, part) for part in held_out_part]), history))
         return found
@@ -226,7 +228,7 @@ class STFlow(Estimator):
             mean=torch.from_numpy(mean).to(self.device),
             n_neighbors=self.network.n_neighbors,
             pitch_um=self.pitch_um_,
-            prior=prior_from_name(self.prior),
+            prior=self._prior,
             sampler=self._sampler,
         )
 
@@ -247,13 +249,15 @@ class STFlow(Estimator):
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         """Draw a section; members take turns."""
         members = self._trained()
-        n_draws = min(n_samples, len(members)) if self.prior == "zero" else n_samples
+        alike = self._prior.name == "zero" and self._departure is None
+        n_draws = min(n_samples, len(members)) if alike else n_samples
         noise = start_noise(members[0].prior, spots, (n_draws, len(members[0].mean)), self.seed)
         draws = np.empty((n_draws, len(spots), len(members[0].mean)), np.float32)
         for number, member in enumerate(members[:n_draws]):
             draws[number :: len(members)] = member.carry(noise[number :: len(members)], spots)
         if self._anchor is not None:
             draws += np.float32(1 - self._share) * (self._anchor.predict(spots.embedding) - draws)
+            np.maximum(draws, 0.0, out=draws)
         if self._departure is not None:
             draws += self._departure.draw(spots, n_draws, self.pitch_um_, self.seed)
         return draws
@@ -264,7 +268,7 @@ class STFlow(Estimator):
         return self._members
 
     def _facts(self, section: Any, n_draws: int) -> dict[str, Any]:
-        return super()._facts(section, n_draws) | {"n_sample_steps": self.n_sample_steps, "prior": self.prior}
+        return super()._facts(section, n_draws) | {"n_sample_steps": self.n_sample_steps, "prior": self._prior.name}
 
     def _state(self) -> Arrays:
         members = self._trained()

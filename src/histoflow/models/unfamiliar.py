@@ -40,19 +40,21 @@ class Familiar:
 
     @classmethod
     def fit(cls, sections: Sequence[Spots]) -> Familiar:
-        """Measure how far training spots are from the other training sections; of one section, from its other half."""
+        """Measure how far training spots are from the other training sections; of one section, from its other half.
+
+        Parameters
+        ----------
+        sections
+            Training sections, embedded, two spots or more in all.
+        """
         embedding = np.concatenate([section.embedding for section in sections])
         projection = Projection.fit(embedding, _N_COMPONENTS, whitening=0.5)
-        parts = [projection(section.embedding).numpy() for section in sections]
-        if len(parts) == 1:
-            parts = [half[0] for half in _halves(parts[0], sections[0])]
-        away = [
-            KDTree(np.concatenate(parts[:i] + parts[i + 1 :])).query(part)[0]
-            for i, part in enumerate(parts)
-            if len(parts) > 1
-        ]
-        everything = np.concatenate(parts)
-        kept = everything[:: 1 + (len(everything) - 1) // _MOST_SPOTS]
+        spots = projection(embedding).numpy()
+        part = np.repeat(np.arange(len(sections)), [len(section) for section in sections])
+        part = _halves(sections[0].xy_um) if len(sections) == 1 else part
+        step = 1 + (len(spots) - 1) // _MOST_SPOTS
+        kept, kept_part = spots[::step], part[::step]
+        away = [KDTree(kept[kept_part != own]).query(spots[part == own])[0] for own in np.unique(part)]
         return cls(projection, kept, float(np.quantile(np.concatenate(away), _QUANTILE)))
 
     def unfamiliar(self, embedding: Floats) -> NDArray[np.bool_]:
@@ -72,8 +74,7 @@ class Familiar:
         return cls(Projection(**parts), arrays[_SPOTS], float(arrays[_FARTHEST][0]))
 
 
-def _halves(components: Floats, spots: Spots) -> list[tuple[Floats]]:
-    """A section cut in two across its longer side."""
-    side = int(np.argmax(np.ptp(spots.xy_um, axis=0)))
-    first = spots.xy_um[:, side] <= np.median(spots.xy_um[:, side])
-    return [(components[first],), (components[~first],)]
+def _halves(xy_um: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Which half each spot (n_spots, 2) of a section is in, cut across its longer side: 0 or 1, (n_spots,)."""
+    along = xy_um[:, int(np.argmax(np.ptp(xy_um, axis=0)))]
+    return (np.argsort(np.argsort(along, kind="stable"), kind="stable") >= len(along) / 2).astype(np.int64)

@@ -63,4 +63,4 @@ def rerun(
 def _encoder(chosen: Mapping[str, models.Estimator | models.Auto]) -> str | None:
     """The encoder that a file of weights is for."""
     each = [one for several in chosen.values() for one in candidates(several)]
-    return next((one.encoder for one in each if one.encoder and one.name != models.ColorBaseline.name), None)
+    return next((one.encoder for one in each if one.encoder and one.method != models.ColorBaseline.name), None)

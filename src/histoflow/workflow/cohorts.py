@@ -399,7 +399,7 @@ def predict_slide(
         If the model looks at no image.
     """
     predicted = model.predict(embed_tiles_for(model, wsi, weights), n_samples=n_samples)
-    wsi.tables[f"{model.name}_tiles"] = predicted
+    wsi.tables[f"{model.method}_tiles"] = predicted
     return predicted
 
 
@@ -425,7 +425,7 @@ def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path |
         If the model looks at no image.
     """
     if model.encoder is None:
-        raise OptionError(f"model {model.name} looks at no image and cannot predict a slide; use hest_fm or stflow")
+        raise OptionError(f"model {model.method} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
     make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
     return make.tiles(wsi, step_um)

@@ -18,7 +18,18 @@ from scipy.spatial import KDTree
 from histoflow import io, models
 from histoflow._errors import MissingSlotError, OptionError, SlideMismatchError
 from histoflow._files import read_json
-from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, STD, UNS, check_section, facts, section_name
+from histoflow._keys import (
+    EMBEDDINGS,
+    LOWER,
+    SPATIAL,
+    SPATIAL_UM,
+    STD,
+    UNS,
+    UPPER,
+    check_section,
+    facts,
+    section_name,
+)
 from histoflow.io.polygons import read_polygons
 from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, available_encoders, choose_panel, get_encoder
 from histoflow.pp.tiles import TILES, TISSUES, annotate_tiles, cut_tiles, restrict_tissue, slide_facts, tile_um
@@ -295,8 +306,8 @@ def predict_expression(
         make = embedder(_encoder(seen_by, **hub), made=made, cache_dir=cache_dir, device=runs_on)
     elif model is None:
         options = {
-            "network": models.Network(n_layers=n_layers, n_neighbors=n_neighbors, hidden_dim=hidden_dim),
-            "training": models.Training(max_epochs=n_epochs, batch_size=batch_size),
+            "network": {"n_layers": n_layers, "n_neighbors": n_neighbors, "hidden_dim": hidden_dim},
+            "training": {"max_epochs": n_epochs, "batch_size": batch_size},
             "n_sample_steps": n_sample_steps,
             "device": runs_on,
         }
@@ -314,7 +325,7 @@ def predict_expression(
         make = embedder(model.encoder, cache_dir=cache_dir, device=runs_on, **how)
     predicted = model.predict(make.laid_tiles(wsi, tile_key), n_samples=n_samples)
     result = _as_printed(predicted, model, columns, tile_key)
-    wsi.tables[f"{key_added or model.name}_{tile_key}"] = result
+    wsi.tables[f"{key_added or model.method}_{tile_key}"] = result
     return result
 
 
@@ -324,9 +335,12 @@ def _estimator(method: str, encoder: str, seed: int, options: dict[str, Any]) ->
         raise OptionError(f"method must be one of {', '.join(_METHODS)}, got {method!r}")
     made = models.from_name(method, encoder=encoder, seed=seed)
     if isinstance(made, models.SubspotRegressor):
-        training = replace(made.training, max_epochs=options["training"].max_epochs)
+        training = replace(made.training, max_epochs=options["training"]["max_epochs"])
         return made.clone(training=training, device=options["device"])
-    return made.clone(**(options if method == "stflow" else {}))
+    if isinstance(made, models.STFlow):
+        sizes = replace(made.network, **options["network"])
+        return made.clone(**options | {"network": sizes, "training": replace(made.training, **options["training"])})
+    return made
 
 
 def _encoder(encoder: str | Encoder, **where: Any) -> Encoder:
@@ -388,15 +402,16 @@ def embedded(reference: AnnData, wsi: WSIData | None, make: Embedder | DenseEmbe
 
 def _as_printed(predicted: AnnData, model: models.Estimator, columns: pd.DataFrame | None, tile_key: str) -> AnnData:
     """The result in the shape that the text prints, and more only where it names no field."""
-    options = model.options()
+    options = model.inside.options()
     result = AnnData(X=predicted.X, obs=predicted.obs[["tile_id"]].copy())
     result.var = predicted.var.copy() if columns is None else columns.reindex(predicted.var_names)
     result.obsm[SPATIAL], result.obsm[SPATIAL_UM] = predicted.obsm[SPATIAL], predicted.obsm[SPATIAL_UM]
-    if STD in predicted.layers:
-        result.layers[STD] = predicted.layers[STD]
+    for layer in (STD, LOWER, UPPER):
+        if layer in predicted.layers:
+            result.layers[layer] = predicted.layers[layer]
     result.uns[UNS] = predicted.uns[UNS]
     result.uns[HISTO] = {
-        "method": model.name,
+        "method": model.method,
         "fm_backbone": model.encoder,
         "n_epochs": options.get("training", {}).get("max_epochs", 0),
         "n_layers": options.get("network", {}).get("n_layers", 0),

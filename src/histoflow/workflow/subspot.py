@@ -229,10 +229,11 @@ def dense_embedder(
 
 
 def _resolver(model: models.Estimator) -> models.SubspotRegressor:
-    """The model, which has to know super-pixels."""
-    if not isinstance(model, models.SubspotRegressor):
-        raise OptionError(f"model is {model.name}, which knows no super-pixels; fit istar")
-    return model
+    """The model, or the one inside of a calibrated one, which has to know super-pixels."""
+    resolver = model.inside
+    if not isinstance(resolver, models.SubspotRegressor):
+        raise OptionError(f"model is {model.method}, which knows no super-pixels; fit istar")
+    return resolver
 
 
 @dataclass(frozen=True)
