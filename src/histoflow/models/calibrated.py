@@ -28,6 +28,7 @@ from histoflow.models.kinds import KINDS
 from histoflow.models.residuals import HIGHEST_LEVEL, LEVELS, ResidualScale, conformal_quantiles
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.unfamiliar import Familiar
+from histoflow.pp.expression import Panel
 from histoflow.stats.intervals import central_levels, predictive_quantiles
 
 _LEAST_DRAWS = 2
@@ -44,7 +45,8 @@ class Calibrated(Estimator):
     there, in units of a spread that grows with the predicted expression as far as they say so, give the quantiles of
     every gene (split conformal prediction with a normalised score, Lei et al., JASA 2018; cross-conformal, Vovk 2015).
     They hold for tissue that is as near to the training sections as these are to each other: serial sections of one
-    patient give no guarantee for another patient.
+    patient give no guarantee for another patient. Intervals are around the mean of two draws at least, where the
+    estimator draws: a single draw of the flow departs from what it expects.
 
     Parameters
     ----------
@@ -113,10 +115,7 @@ class Calibrated(Estimator):
             )
         panel = self._fitted()
         with_spots = [section for section in sections if section.n_obs]
-        with warnings.catch_warnings():
-            # Of the same inner folds, which were told above.
-            warnings.simplefilter("ignore", TrainingWarning)
-            self._inner = self.estimator.clone().fit(with_spots, panel=panel, missing=missing)
+        self._inner = self._fitted_inside(with_spots, panel, missing)
         held_out = self._inner._held_out()
         if held_out is None:
             found = cross_fit(self.estimator, with_spots, folds, panel=panel, missing=missing)
@@ -126,6 +125,13 @@ class Calibrated(Estimator):
         told |= {"calibrated_on": folds.how, HELD_OUT_R: found.held_out_r()}
         # What is known here of the sections counts: the estimator inside saw no spot that was left out.
         return {**self._inner.training_, **self.training_, **told}
+
+    def _fitted_inside(self, sections: Sequence[AnnData], panel: Panel, missing: Missing) -> Estimator:
+        """A clone of the estimator inside, fitted on all training sections."""
+        with warnings.catch_warnings():
+            # Of the same inner folds, which `_learn` told of.
+            warnings.simplefilter("ignore", TrainingWarning)
+            return self.estimator.clone().fit(sections, panel=panel, missing=missing)
 
     def _calibrate(self, found: CrossFit, measured: list[Measured]) -> dict[str, Any]:
         residuals = found.measured.astype(np.float64) - found.predicted
