@@ -32,6 +32,9 @@ def quiet(sections):
         return inner_folds(sections)
 
 
+DIAGONAL = 224 * 2**0.5
+
+
 @pytest.mark.parametrize(("sizes", "n_folds"), [((5, 3, 4), 3), ((2, 3, 4, 5, 6), 5), ((3, 1, 4, 1, 5, 9, 2), 5)])
 def test_three_sections_or_more_are_held_out_whole(sizes, n_folds):
     inner = inner_folds([lattice(f"S{i}", n) for i, n in enumerate(sizes)])
@@ -48,10 +51,10 @@ def test_three_sections_or_more_are_held_out_whole(sizes, n_folds):
 @pytest.mark.parametrize(
     ("sections", "buffer_um"),
     [
-        ([lattice("A", 100)], 300.0),
-        ([lattice("A", 100), lattice("B", 64)], 300.0),
-        ([lattice("A", 400, pitch_um=100.0)], 224.0),  # no two patches may share pixels
-        ([lattice("A", 100, told_um=np.nan)], 224.0),
+        ([lattice("A", 100)], DIAGONAL),
+        ([lattice("A", 100), lattice("B", 64)], DIAGONAL),
+        ([lattice("A", 400, pitch_um=100.0)], DIAGONAL),  # no two patches may share pixels
+        ([lattice("A", 100, told_um=np.nan)], DIAGONAL),
         ([lattice("A", 100), lattice("B", 100, told_um=240.0)], 360.0),  # the widest of the sections counts
     ],
 )
@@ -75,7 +78,7 @@ def test_no_more_is_left_out_than_the_buffer_asks_for():
     section = lattice("A", 100)
     for train, test in quiet([section]).folds:
         left_out = np.setdiff1d(np.arange(100), np.concatenate([train, test]))
-        assert KDTree(section.xy_um[test]).query(section.xy_um[left_out])[0].max() < 300
+        assert KDTree(section.xy_um[test]).query(section.xy_um[left_out])[0].max() < DIAGONAL
 
 
 @pytest.mark.parametrize(
@@ -95,7 +98,7 @@ def test_too_few_spots_hold_out_nothing(sections):
 @pytest.mark.parametrize(
     ("sizes", "text"),
     [
-        ((100,), "1 training section: settings are chosen on 4 spatial blocks with a buffer of 300 µm, which flatters"),
+        ((100,), "1 training section: settings are chosen on 4 spatial blocks with a buffer of 317 µm, which flatters"),
         ((100, 100), "2 training sections: settings are chosen on 4 spatial blocks"),
         ((9,), r"1 training section: settings are chosen on nothing \(too few spots .*give three sections or more"),
         ((9, 9, 9), None),

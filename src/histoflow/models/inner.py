@@ -23,6 +23,8 @@ _N_BLOCKS = 4
 _LEAST_SPOTS = 16
 _BUFFER_PITCHES = 1.5
 _WIDEST_PATCH_UM = 224.0
+_DIAGONAL = 2**0.5
+"""Squares that are so much farther apart than they are wide never overlap, whichever way they lie."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def inner_folds(sections: Sequence[Spots]) -> InnerFolds:
     Returns
     -------
     At most five folds of whole sections; or four folds, each holding out one block of every section, with a buffer of
-    1.5 spot distances, at least 224 µm, so that no two patches across it share pixels.
+    1.5 spot distances, at least the diagonal of 224 µm, so that no two patches across it share pixels.
 
     Warns
     -----
@@ -82,7 +84,8 @@ def _by_section(rows: list[Indices]) -> InnerFolds:
 
 
 def _by_block(sections: Sequence[Spots], rows: list[Indices]) -> InnerFolds:
-    buffer_um = max(_WIDEST_PATCH_UM, _BUFFER_PITCHES * float(np.nanmax([0.0, *(s.pitch_um for s in sections)])))
+    widest_pitch_um = float(np.nanmax([0.0, *(section.pitch_um for section in sections)]))
+    buffer_um = max(_DIAGONAL * _WIDEST_PATCH_UM, _BUFFER_PITCHES * widest_pitch_um)
     try:
         if min(map(len, rows)) < _LEAST_SPOTS:
             raise SplitError("too few spots")
