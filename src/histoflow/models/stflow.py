@@ -29,8 +29,6 @@ from histoflow.pp.expression import Panel, panel_log1p, variable_genes
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
-_N_TELLING = 200
-"""Most variable genes that, beside the panel, tell the patterns of which its expression is made."""
 _SHARES = np.linspace(0.0, 1.0, 11)
 """Shares of the flow in a prediction that are tried."""
 _NETWORK, _PROJECTION, _MEAN = "network/", "projection/", "mean"
@@ -125,7 +123,8 @@ class STFlow(Estimator):
         with_spots = [section for section in sections if section.n_obs]
         if self._recipe.n_factors is None:
             return self._fit(measured)
-        variable = variable_genes(with_spots, _N_TELLING, normalize=self.normalize)
+        n_telling = self._recipe.n_telling
+        variable = variable_genes(with_spots, n_telling, normalize=self.normalize) if n_telling else ()
         telling = Panel(tuple(dict.fromkeys([*self._fitted().genes, *variable])))
         log1p = [panel_log1p(section, telling, self.normalize, missing=missing) for section in with_spots]
         self._others = np.concatenate(log1p)
