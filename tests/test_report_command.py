@@ -59,7 +59,8 @@ def test_the_command_writes_an_evaluation_and_says_where(folder, tmp_path):
     assert (done.code, done.err) == (0, "")
     assert done.out == f"the report is in {out} ({out.stat().st_size / 1e6:.1f} MB); open it in a browser\n"
     text, data = data_of(out)
-    assert [row["model"] for row in data["models"]] == ["color", "mean"]
+    oracle = "library_size (oracle: true totals)"
+    assert [row["model"] for row in data["models"]] == ["color", "library_size", oracle, "mean", "location"]
     assert [section["name"] for section in data["sections"]] == ["P2_B"]
     assert data["sections"][0]["picture"] is not None
     assert str(folder) in text
@@ -156,7 +157,7 @@ def test_predictions_that_are_gone_are_said(folder, tmp_path, monkeypatch):
 def test_the_demo_ends_with_reports(manifest, tmp_path, monkeypatch):
     cohort = io.read_cohort(manifest)
     monkeypatch.setattr(datasets, "toy", lambda seed: cohort)
-    monkeypatch.setattr(bench, "default_models", lambda: {"mean": models.MeanBaseline()})
+    monkeypatch.setattr(bench, "default_models", lambda level: {"mean": models.MeanBaseline()})
     monkeypatch.setattr(models, "STFlow", lambda training, seed: models.ColorBaseline(seed=seed))
     monkeypatch.setattr(workflow.evaluation, "_draw_section", lambda *_: [])
     done = histoflow("demo", "--out", tmp_path)

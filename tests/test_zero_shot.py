@@ -177,7 +177,7 @@ def test_it_is_evaluated_beside_others(weights, cohort, tmp_path, monkeypatch):
     of_stpath = ["--stpath-weights", weights, "--organ", "Breast"]
     done = histoflow(*asked, "--normalize", "none", *of_stpath)
     assert done.code == 0
-    assert set(done.json["mean"]) == {"mean", "stpath"}
+    assert set(done.json["mean"]) == {"location", "mean", "stpath"}
     assert np.isfinite(done.json["mean"]["stpath"]["pearson"])
     check_error(histoflow(*asked, *of_stpath), 2, "stpath predicts log1p of raw counts, but normalize is 'library'")
     check_error(histoflow(*asked, "--normalize", "none"), 2, "stpath needs the organ")

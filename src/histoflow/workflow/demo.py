@@ -15,7 +15,7 @@ from histoflow.workflow.cohorts import predict_slide, write_h5ad
 from histoflow.workflow.evaluation import LEVEL, N_SHOWN, evaluate, slide_thumbnail
 from histoflow.workflow.reports import report
 
-_DEMO_TRAINING: dict[str, Any] = {"max_epochs": 10, "n_members": 1, "n_searches": 1}
+_DEMO_TRAINING: dict[str, Any] = {"max_epochs": 10, "n_members": 1, "n_searches": 1, "learning_rate": 1e-3}
 """Enough to see what the flow finds in three minutes on two cores; a real fit takes more."""
 
 
@@ -48,8 +48,8 @@ def demo(out: str | Path, *, dataset: str = "toy", seed: int = 0) -> dict[str, A
     folder = Path(out)
     cohort = _demo_cohort(dataset, seed)
     estimators = bench.default_models(level=LEVEL)
-    quick = replace(models.STFlow().training, **_DEMO_TRAINING)
-    estimators["stflow"] = models.Calibrated(models.STFlow(training=quick, seed=seed), LEVEL)
+    quick = models.STFlow(training=models.Training(**_DEMO_TRAINING), seed=seed)
+    estimators["stflow"] = models.Calibrated(quick, LEVEL)
     table = evaluate(cohort, folder, estimators=estimators, seeds=(seed,))
     saved = bench.model_path(folder, fold=str(table["fold"].iloc[0]), model="stflow", seed=seed)
     reports = {"evaluation": report(folder, folder / "report.html")}
