@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
+from histoflow.models.arrays import Arrays, named, under
 from histoflow.models.inner import InnerFolds
 from histoflow.models.linear import LinearHead, RidgePath
 from histoflow.models.member import Projection
@@ -122,11 +123,11 @@ class Anchor:
         """Embeddings (n_spots, n_features) in coordinates of similarity."""
         return self.similarity(self.projection(embedding).numpy())
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> Arrays:
         """The numbers, by name, for a file."""
         return {
-            **{_PROJECTION + key: value for key, value in vars(self.projection).items()},
-            **{_HEAD + key: value for key, value in self.head.arrays().items()},
+            **named(_PROJECTION, vars(self.projection)),
+            **named(_HEAD, self.head.arrays()),
             _LANDMARKS: self.similarity.landmarks,
             _ROOT: self.similarity.root,
         }
@@ -134,11 +135,8 @@ class Anchor:
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> Anchor:
         """Make an anchor of what `arrays` returned."""
-        parts = [
-            {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
-            for prefix in (_PROJECTION, _HEAD)
-        ]
-        return cls(Projection(**parts[0]), Similarity(arrays[_LANDMARKS], arrays[_ROOT]), LinearHead.of(parts[1]))
+        similarity = Similarity(arrays[_LANDMARKS], arrays[_ROOT])
+        return cls(Projection(**under(_PROJECTION, arrays)), similarity, LinearHead.of(under(_HEAD, arrays)))
 
 
 def fit_anchor(

@@ -13,7 +13,6 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
@@ -27,10 +26,9 @@ from histoflow._errors import (
 )
 from histoflow._files import atomic_path, read_json, write_json
 from histoflow._keys import DENSE, EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
+from histoflow.models.arrays import Arrays
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
-
-Arrays = dict[str, NDArray[Any]]
 
 MODEL_JSON, WEIGHTS = "model.json", "weights.safetensors"
 _FORMAT = 1

@@ -10,7 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, ShapeError, SplitError
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays
+from histoflow.models.base import Estimator
 from histoflow.models.inner import inner_folds
 from histoflow.models.linear import LinearHead
 from histoflow.models.ridge import drawn, stacked

@@ -21,7 +21,8 @@ from histoflow._keys import (
     UPPER,
     Missing,
 )
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays, named, under
+from histoflow.models.base import Estimator
 from histoflow.models.crossfit import CrossFit, cross_fit
 from histoflow.models.inner import inner_folds
 from histoflow.models.kinds import KINDS
@@ -180,9 +181,9 @@ class Calibrated(Estimator):
         inner, scale, quantiles = self._parts()
         familiar = {} if self._familiar is None else self._familiar.arrays()
         return {
-            **{_ESTIMATOR + key: value for key, value in inner._state().items()},
-            **{_SCALE + key: value for key, value in vars(scale).items()},
-            **{_FAMILIAR + key: value for key, value in familiar.items()},
+            **named(_ESTIMATOR, inner._state()),
+            **named(_SCALE, vars(scale)),
+            **named(_FAMILIAR, familiar),
             _QUANTILES: quantiles,
         }
 
@@ -190,13 +191,8 @@ class Calibrated(Estimator):
         inner = self.estimator.clone()
         inner.panel_, inner.embedding_, inner.pitch_um_ = self.panel_, self.embedding_, self.pitch_um_
         inner.training_ = self.training_
-        inner._restore(_under(_ESTIMATOR, arrays))
-        familiar = _under(_FAMILIAR, arrays)
+        inner._restore(under(_ESTIMATOR, arrays))
+        familiar = under(_FAMILIAR, arrays)
         self._inner, self._quantiles = inner, arrays[_QUANTILES]
-        self._scale = ResidualScale(**_under(_SCALE, arrays))
+        self._scale = ResidualScale(**under(_SCALE, arrays))
         self._familiar = Familiar.of(familiar) if familiar else None
-
-
-def _under(prefix: str, arrays: Arrays) -> Arrays:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}

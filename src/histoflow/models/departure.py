@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from histoflow.models.arrays import Arrays
 from histoflow.models.spots import Floats, Spots
 from histoflow.pp.graph import neighbors
 
@@ -101,7 +102,7 @@ class Departure:
             drawn *= np.sqrt(n_draws / (n_draws - 1))
         return drawn
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> Arrays:
         """The numbers, by name, for a file."""
         return {"field": self.field, "noise": self.noise, "reach": np.array([self.reach])}
 
@@ -139,8 +140,9 @@ def _lags(rows: Doubles, spots: Spots, pitch_um: float) -> tuple[_Lag, _Lag]:
     known = graph.mask & finite[first] & finite[graph.index]
     nearest = np.zeros_like(known)
     nearest[:, :_N_NEAR] = True
-    parts = (known & nearest, known & ~nearest & (apart <= _FARTHER * np.median(apart[:, 0])))
-    return tuple(_lag(rows, first[part], graph.index[part], apart[part]) for part in parts)  # type: ignore[return-value]
+    farther = known & ~nearest & (apart <= _FARTHER * np.median(apart[:, 0]))
+    near, far = (_lag(rows, first[part], graph.index[part], apart[part]) for part in (known & nearest, farther))
+    return near, far
 
 
 def _lag(rows: Doubles, first: NDArray[np.intp], second: NDArray[np.int64], apart: Doubles) -> _Lag:

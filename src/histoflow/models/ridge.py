@@ -8,7 +8,8 @@ from typing import Any, ClassVar, Literal, final, get_args
 import numpy as np
 
 from histoflow._errors import OptionError
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays
+from histoflow.models.base import Estimator
 from histoflow.models.hest_recipe import HestHead, fit_hest_ridge
 from histoflow.models.inner import inner_folds
 from histoflow.models.linear import LinearHead

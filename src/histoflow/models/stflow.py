@@ -17,7 +17,8 @@ from histoflow._keys import Missing
 from histoflow.flow import EulerSampler, prior_from_name
 from histoflow.models.anchor import WHITENING as ANCHOR_WHITENING
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays, named, under
+from histoflow.models.base import Estimator
 from histoflow.models.departure import Departure
 from histoflow.models.inner import InnerFolds, inner_folds
 from histoflow.models.member import Crop, Member, Network, Projection, start_noise
@@ -276,33 +277,27 @@ class STFlow(Estimator):
             for number, member in enumerate(members)
             for key, value in member.denoiser.state_dict().items()
         }
-        projection = {_PROJECTION + key: value for key, value in vars(members[0].projection).items()}
+        projection = named(_PROJECTION, vars(members[0].projection))
         return weights | projection | {_MEAN: members[0].mean.cpu().numpy()} | self._anchored_state()
 
     def _anchored_state(self) -> Arrays:
         anchor = {} if self._anchor is None else self._anchor.arrays()
         departure = {} if self._departure is None else self._departure.arrays()
-        named = {_ANCHOR + key: value for key, value in anchor.items()}
-        return named | {_DEPARTURE + key: value for key, value in departure.items()} | {_SHARE: np.array([self._share])}
+        return named(_ANCHOR, anchor) | named(_DEPARTURE, departure) | {_SHARE: np.array([self._share])}
 
     def _restore(self, arrays: Arrays) -> None:
-        projection = Projection(**_under(_PROJECTION, arrays))
+        projection = Projection(**under(_PROJECTION, arrays))
         self._members = []
         for number in range(self.training.n_members):
             member = self._member(projection, arrays[_MEAN])
-            weights = _under(f"{_NETWORK}{number}/", arrays)
+            weights = under(f"{_NETWORK}{number}/", arrays)
             member.denoiser.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
             member.denoiser.eval()
             self._members.append(member)
-        anchor, departure = (_under(prefix, arrays) for prefix in (_ANCHOR, _DEPARTURE))
+        anchor, departure = (under(prefix, arrays) for prefix in (_ANCHOR, _DEPARTURE))
         self._anchor = Anchor.of(anchor) if anchor else None
         self._departure = Departure.of(departure) if departure else None
         self._share = float(arrays[_SHARE][0])
-
-
-def _under(prefix: str, arrays: Arrays) -> Arrays:
-    """The arrays whose names begin with `prefix`, without it."""
-    return {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
 
 
 def _rows(measured: list[Measured], rows: set[int]) -> list[Measured]:

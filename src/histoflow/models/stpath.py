@@ -24,7 +24,8 @@ from histoflow._errors import (
 )
 from histoflow._files import file_hash
 from histoflow._keys import EMBEDDINGS, facts, section_name
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays
+from histoflow.models.base import Estimator
 from histoflow.models.spots import Floats, Measured, Spots, spots_of
 from histoflow.models.stpath_network import N_FEATURES, Context, Network, network_of, rescaled
 from histoflow.models.stpath_vocabulary import (

@@ -12,7 +12,8 @@ import torch
 from numpy.typing import NDArray
 
 from histoflow._errors import NotFittedError, OptionError, ShapeError
-from histoflow.models.base import Arrays, Estimator
+from histoflow.models.arrays import Arrays, under
+from histoflow.models.base import Estimator
 from histoflow.models.inner import Indices, InnerFolds, inner_folds
 from histoflow.models.linear import LinearHead, RidgePath
 from histoflow.models.ridge_folds import fit_grouped_ridge
@@ -183,8 +184,7 @@ class SubspotRegressor(Estimator):
     def _restore(self, arrays: Arrays) -> None:
         self._members = []
         for number in range(self.training.n_members):
-            prefix = f"{_MEMBER}{number}/"
-            own = {key.removeprefix(prefix): value for key, value in arrays.items() if key.startswith(prefix)}
+            own = under(f"{_MEMBER}{number}/", arrays)
             member = self.head(*own["coef"].shape)
             member.load_state_dict({key: torch.from_numpy(value) for key, value in own.items()})
             member.eval()

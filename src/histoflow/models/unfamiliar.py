@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
+from histoflow.models.arrays import Arrays, named, under
 from histoflow.models.member import Projection
 from histoflow.models.spots import Floats, Spots
 
@@ -62,16 +63,14 @@ class Familiar:
         away, _ = KDTree(self.spots).query(self.projection(embedding).numpy())
         return np.asarray(away > self.farthest)
 
-    def arrays(self) -> dict[str, NDArray[Any]]:
+    def arrays(self) -> Arrays:
         """The numbers, by name, for a file."""
-        named = {_PROJECTION + key: value for key, value in vars(self.projection).items()}
-        return named | {_SPOTS: self.spots, _FARTHEST: np.array([self.farthest])}
+        return named(_PROJECTION, vars(self.projection)) | {_SPOTS: self.spots, _FARTHEST: np.array([self.farthest])}
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> Familiar:
         """Make it of what `arrays` returned."""
-        parts = {k.removeprefix(_PROJECTION): v for k, v in arrays.items() if k.startswith(_PROJECTION)}
-        return cls(Projection(**parts), arrays[_SPOTS], float(arrays[_FARTHEST][0]))
+        return cls(Projection(**under(_PROJECTION, arrays)), arrays[_SPOTS], float(arrays[_FARTHEST][0]))
 
 
 def _halves(xy_um: NDArray[np.float64]) -> NDArray[np.int64]:

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from histoflow.bench.report.scores import CEILING, R, of_genes
+from histoflow.bench.ceiling import CEILING_MODEL
+from histoflow.bench.report.scores import R, of_genes
 from histoflow.bench.report.words import listed
 
 _SCALES = {
@@ -42,7 +43,7 @@ def of_evaluation(
     -------
     `facts`, pairs of term and text; `folds`, one record each.
     """
-    models = [str(model) for model in table["model"].unique() if model != CEILING]
+    models = [str(model) for model in table["model"].unique() if model != CEILING_MODEL]
     pairs = [
         ("data", f"{table['dataset'].iloc[0]}; held out by {table['by'].iloc[0]}"),
         ("models", listed(models, 20)),

@@ -11,11 +11,11 @@ from anndata import AnnData
 
 from histoflow._errors import HistoflowError
 from histoflow._keys import facts
+from histoflow.bench.ceiling import CEILING_MODEL
 from histoflow.bench.report import cautions, done, words
 from histoflow.bench.report.maps import Picture, Shown, mapped_genes, shown_sections
 from histoflow.bench.report.page import render
 from histoflow.bench.report.scores import (
-    CEILING,
     R,
     Score,
     best_of,
@@ -206,7 +206,7 @@ def _chart_row(score: Score) -> dict[str, Any]:
 
 def _ceiling(table: pd.DataFrame) -> float | None:
     """Mean over genes and sections of the noise ceiling, where the table has it."""
-    values = of_genes(table[table["model"] == CEILING], "ceiling")["value"].dropna()
+    values = of_genes(table[table["model"] == CEILING_MODEL], "ceiling")["value"].dropna()
     return round(float(values.mean()), 4) if len(values) else None
 
 

@@ -10,14 +10,11 @@ import numpy as np
 import pandas as pd
 
 from histoflow._errors import ReadError
+from histoflow.bench.ceiling import CEILING_MODEL
 from histoflow.models import ColorBaseline, LibrarySizeBaseline, LocationBaseline, MeanBaseline
 from histoflow.models.baselines import true_totals_name
 from histoflow.stats.metrics import mean_with_nan_as_zero
 
-CEILING = "(ceiling)"
-"""Model of the rows that hold the noise ceiling: what the counts allow, not what a model reached."""
-POOLED = "pooled"
-"""Section of rows over all sections of a fold together, where a table has them."""
 MOST_ROWS = 1000
 """Genes in the table of a page."""
 R = "pearson"
@@ -84,13 +81,13 @@ def check_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def of_genes(table: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Rows of one metric, a gene on a section each; rows over several sections or genes are left out."""
-    single = (table["gene"] != "") & ~table["section"].isin(["", POOLED])
+    single = (table["gene"] != "") & (table["section"] != "")
     return table[single & (table["metric"] == metric)]
 
 
 def metrics_of(table: pd.DataFrame) -> list[str]:
     """Every metric that the table has by gene and section."""
-    single = (table["gene"] != "") & ~table["section"].isin(["", POOLED]) & (table["model"] != CEILING)
+    single = (table["gene"] != "") & (table["section"] != "") & (table["model"] != CEILING_MODEL)
     return [str(metric) for metric in table.loc[single, "metric"].unique()]
 
 
@@ -108,7 +105,7 @@ def scores(table: pd.DataFrame) -> list[Score]:
         From `bench.run`.
     """
     rows = of_genes(table, R)
-    found = [_score(str(model), part) for model, part in rows.groupby("model", sort=False) if model != CEILING]
+    found = [_score(str(model), part) for model, part in rows.groupby("model", sort=False) if model != CEILING_MODEL]
     return sorted(found, key=lambda score: -score.mean if np.isfinite(score.mean) else np.inf)
 
 
