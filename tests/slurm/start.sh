@@ -7,8 +7,9 @@ if ! command -v slurmctld >/dev/null || ! command -v munged >/dev/null; then
     apt-get update -qq
     DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends slurm-wlm munge >/dev/null
 fi
-mkdir -p "$place/state" "$place/spool" "$place/munge" "$place/cgroup"
+mkdir -p "$place/state" "$place/spool" "$place/munge"
 host="$(hostname -s)"
+memory="$(($(sed -n 's/^MemTotal: *\([0-9]*\) kB/\1/p' /proc/meminfo) / 1024 - 256))"
 
 [ -s "$place/munge.key" ] || head -c 1024 /dev/urandom >"$place/munge.key"
 chmod 700 "$place" "$place/munge"
@@ -32,7 +33,7 @@ TaskPlugin=task/none
 JobAcctGatherType=jobacct_gather/none
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
-SelectTypeParameters=CR_Core
+SelectTypeParameters=CR_Core_Memory
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,bf_interval=2
 ReturnToService=2
@@ -44,7 +45,7 @@ SlurmctldLogFile=$place/slurmctld.log
 SlurmdLogFile=$place/slurmd.log
 SlurmctldPort=16817
 SlurmdPort=16818
-NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) State=UNKNOWN
+NodeName=$host NodeAddr=127.0.0.1 CPUs=$(nproc) RealMemory=$memory State=UNKNOWN
 PartitionName=main Nodes=$host Default=YES MaxTime=INFINITE State=UP OverSubscribe=YES
 CONF
 export SLURM_CONF="$place/slurm.conf"

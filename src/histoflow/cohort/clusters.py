@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
+import subprocess
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ _SUBMITS = {"slurm": "sbatch", "pbs": "qsub"}
 _FORWARDED = ("HISTOFLOW_CACHE", "HISTOFLOW_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _MEMORY, _WALLTIME = "8GB", "1-00:00:00"
 _PBS_WALLTIME = "24:00:00"
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -83,9 +87,8 @@ class Where:
         return bool(self.scheduler or self.cluster)
 
 
-@contextmanager
-def client_of(where: Where, *, gpu: bool, logs: Path, n_tasks: int) -> Iterator[Any]:
-    """A Dask client; a cluster that was started for it ends with it.
+class Workers:
+    """The workers of a Dask scheduler, or of a cluster that is started when they are first asked for.
 
     Parameters
     ----------
@@ -95,25 +98,50 @@ def client_of(where: Where, *, gpu: bool, logs: Path, n_tasks: int) -> Iterator[
         Whether a worker has to have one GPU.
     logs
         Folder of what jobs write on their output.
-    n_tasks
-        No more workers than that are started.
-
-    Raises
-    ------
-    MissingDependencyError
-        If Dask's libraries are not installed.
-    ClusterError
-        If the scheduler cannot be reached, or the cluster cannot be started.
     """
-    distributed = _part("distributed")
-    if where.scheduler:
-        with _reached(distributed, where.scheduler) as client:
-            _check_gpu(client, where.scheduler, gpu=gpu)
-            yield client
-        return
-    started = min(where.n_workers, n_tasks)
-    with _started(where, started, gpu=gpu, logs=logs) as cluster, distributed.Client(cluster) as client:
-        yield client
+
+    def __init__(self, where: Where, *, gpu: bool, logs: Path) -> None:
+        self._where, self._gpu, self._logs = where, gpu, logs
+        self._opened = ExitStack()
+        self._client: Any = None
+        self._cluster: Any = None
+
+    def client(self, n_tasks: int) -> Any:
+        """A Dask client whose started workers are no more than `n_tasks`; lost ones are replaced.
+
+        Raises
+        ------
+        MissingDependencyError
+            If Dask's libraries are not installed.
+        ClusterError
+            If the scheduler cannot be reached, or the cluster cannot be started.
+        """
+        if self._client is None:
+            self._open()
+        if self._cluster is not None:
+            _size(self._cluster, self._where, min(self._where.n_workers, n_tasks))
+        return self._client
+
+    def everywhere(self, function: Callable[[], None]) -> None:
+        """Call a function in every worker, if there are any."""
+        if self._client is not None:
+            self._client.run(function, on_error="ignore")
+
+    def close(self) -> None:
+        """End the client, and the cluster if it was started here."""
+        self._opened.close()
+        self._client = self._cluster = None
+
+    def _open(self) -> None:
+        distributed = _part("distributed")
+        if self._where.scheduler:
+            client = self._opened.enter_context(_reached(distributed, self._where.scheduler))
+            _check_gpu(client, self._where.scheduler, gpu=self._gpu)
+        else:
+            self._cluster = self._opened.enter_context(_started(self._where, gpu=self._gpu, logs=self._logs))
+            client = self._opened.enter_context(distributed.Client(self._cluster))
+        self._client = client
+        _LOG.info("dashboard of Dask: %s", client.dashboard_link)
 
 
 def completed(futures: Iterable[Any]) -> Iterator[Any]:
@@ -153,17 +181,14 @@ def _part(name: str) -> Any:
         raise MissingDependencyError(f"{name} is not installed: pip install 'histoflow[cluster]'") from err
 
 
-@contextmanager
-def _reached(distributed: Any, address: str) -> Iterator[Any]:
+def _reached(distributed: Any, address: str) -> Any:
     try:
-        client = distributed.Client(address)
+        return distributed.Client(address)
     except (OSError, ValueError, TimeoutError) as err:
         raise ClusterError(
             f"the Dask scheduler {address} cannot be reached ({err or type(err).__name__}); start one with "
             "`dask scheduler`, and give the address that it prints"
         ) from err
-    with client:
-        yield client
 
 
 def _check_gpu(client: Any, address: str, *, gpu: bool) -> None:
@@ -176,25 +201,31 @@ def _check_gpu(client: Any, address: str, *, gpu: bool) -> None:
         )
 
 
-@contextmanager
-def _started(where: Where, n_workers: int, *, gpu: bool, logs: Path) -> Iterator[Any]:
-    """A cluster of so many workers, which replaces those that die."""
+def _started(where: Where, *, gpu: bool, logs: Path) -> Any:
+    """A cluster, without workers to begin with."""
     if where.cluster == "local":
-        with _local(n_workers, gpu=gpu) as cluster:
-            yield cluster
-        return
+        return _local(where.n_workers, gpu=gpu)
     submit = _SUBMITS[str(where.cluster)]
     if shutil.which(submit) is None:
         raise ClusterError(f"cluster {where.cluster}: there is no {submit} here; run it on a node that submits jobs")
     logs.mkdir(parents=True, exist_ok=True)
-    try:
-        cluster = _queue_class(where)(n_workers=1, **_queue_options(where, gpu=gpu, logs=logs))
-    except (RuntimeError, OSError) as err:
-        said = " ".join(str(err).split("stderr:")[-1].split())
-        raise ClusterError(f"cluster {where.cluster}: {submit} refused the job: {said}") from err
-    with cluster:
+    cluster = _queue_class(where)(**_queue_options(where, gpu=gpu, logs=logs))
+    if where.cluster == "slurm":  # Dask would ask for a refused job again and again
+        asked = subprocess.run(
+            [submit, "--test-only"], input=cluster.job_script(), capture_output=True, text=True, check=False
+        )
+        if asked.returncode:
+            cluster.close()
+            raise ClusterError(f"cluster slurm refuses the jobs: {' '.join(asked.stderr.split())}")
+    return cluster
+
+
+def _size(cluster: Any, where: Where, n_workers: int) -> None:
+    """Give a cluster so many workers; Dask submits jobs, or starts processes, anew that end too early."""
+    if where.cluster == "local":
+        cluster.scale(n_workers)
+    else:
         cluster.adapt(minimum_jobs=n_workers, maximum_jobs=n_workers)
-        yield cluster
 
 
 def _local(n_workers: int, *, gpu: bool) -> Any:
@@ -206,9 +237,8 @@ def _local(n_workers: int, *, gpu: bool) -> Any:
     resources: Mapping[str, Any] = {"resources": {GPU: 1}} if gpu else {}
     with warnings.catch_warnings():  # the port of the dashboard is taken: any other will do
         warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
-        return _part("distributed").LocalCluster(
-            n_workers=n_workers, threads_per_worker=1, processes=True, host="127.0.0.1", **resources
-        )
+        options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", **resources}
+        return _part("distributed").LocalCluster(n_workers=0, **options)
 
 
 def _queue_class(where: Where) -> Any:

@@ -1,4 +1,4 @@
-"""Run one function on many arguments: what fails is told and leaves the others alone."""
+"""Run a function on many arguments: what fails is told and leaves the others alone."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from histoflow._errors import ClusterError, HistoflowError, HistoflowWarning
-from histoflow.cohort.clusters import GPU, Where, client_of, completed
+from histoflow.cohort.clusters import GPU, Where, Workers, completed
 from histoflow.cohort.threads import fixed_threads
 
 Work = Callable[[dict[str, Any]], dict[str, Any]]
@@ -52,50 +52,83 @@ class Outcome:
     warnings: list[str] = field(default_factory=list)
 
 
-def run(
-    work: Work,
-    calls: Mapping[str, dict[str, Any]],
-    *,
-    where: Where | None = None,
-    gpu: bool = False,
-    logs: str | Path = "logs",
-    forget: Callable[[], None] | None = None,
-) -> Iterator[Outcome]:
-    """Call a function with each of some arguments, and give what became of it, in the order in which they end.
+class Pool:
+    """Runs functions on many arguments, in this process or on a cluster that is started when it is first needed.
+
+    Used in a ``with`` statement: what was started ends with it.
 
     Parameters
     ----------
-    work
-        A function of a module that workers can import. An error of ours is a result, told at once; after any other
-        the task is tried again.
-    calls
-        Arguments by name: strings, numbers, lists and dicts of them.
     where
-        Where it runs; None for this process.
+        Where tasks run; None for this process.
     gpu
         Whether a task takes one GPU of a worker.
     logs
         Folder of what jobs of a queue write on their output.
-    forget
-        Called in every process at the end.
-
-    Raises
-    ------
-    MissingDependencyError
-        If Dask is asked for and not installed.
-    ClusterError
-        If the scheduler cannot be reached, or the cluster cannot be started.
     """
-    chosen = Where() if where is None else where
-    if not calls:
-        return
-    if chosen.on_dask:
-        yield from _on_dask(work, calls, chosen, gpu=gpu, logs=Path(logs), forget=forget)
-        return
-    for name, arguments in calls.items():
-        yield _here(work, name, arguments, chosen)
-    if forget is not None:
-        forget()
+
+    def __init__(self, where: Where | None = None, *, gpu: bool = False, logs: str | Path = "logs") -> None:
+        self.where = Where() if where is None else where
+        self.gpu = gpu
+        self._workers = Workers(self.where, gpu=gpu, logs=Path(logs))
+        self._forget: list[Callable[[], None]] = []
+
+    def __enter__(self) -> Self:
+        """Start nothing yet."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Let every process forget, and end what was started."""
+        for forget in self._forget:
+            forget()
+            self._workers.everywhere(forget)
+        self._workers.close()
+
+    def at_the_end(self, forget: Callable[[], None]) -> None:
+        """Call a function in every process when all is done."""
+        self._forget.append(forget)
+
+    def run(self, work: Work, calls: Mapping[str, dict[str, Any]]) -> Iterator[Outcome]:
+        """Call a function with each of some arguments, and give what became of it, in the order in which they end.
+
+        Parameters
+        ----------
+        work
+            A function of a module that workers can import. An error of ours is a result, told at once; after any other
+            the task is tried again.
+        calls
+            Arguments by name: strings, numbers, lists and dicts of them.
+
+        Raises
+        ------
+        MissingDependencyError
+            If Dask is asked for and not installed.
+        ClusterError
+            If the scheduler cannot be reached, or the cluster cannot be started.
+        """
+        if not self.where.on_dask:
+            for name, arguments in calls.items():
+                yield _here(work, name, arguments, self.where)
+        elif calls:
+            client = self._workers.client(len(calls))
+            futures = {self._submit(client, work, arguments): name for name, arguments in calls.items()}
+            for future in completed(futures):
+                yield _outcome(future, futures[future])
+                future.release()  # what it gave need not stay in the scheduler's memory
+
+    def _submit(self, client: Any, work: Work, arguments: dict[str, Any]) -> Any:
+        # The key tells the task, so that two runs at once on one scheduler share it.
+        told = repr((work.__module__, work.__qualname__, self.where.threads, sorted(arguments.items())))
+        return client.submit(
+            call,
+            work,
+            arguments,
+            self.where.threads,
+            version("histoflow"),
+            key=f"histoflow-{hashlib.sha256(told.encode()).hexdigest()}",
+            retries=self.where.retries,
+            resources={GPU: 1} if self.gpu else None,
+        )
 
 
 def call(work: Work, arguments: dict[str, Any], threads: int, of_version: str) -> dict[str, Any]:
@@ -132,40 +165,6 @@ def _here(work: Work, name: str, arguments: dict[str, Any], where: Where) -> Out
             _LOG.debug("%s failed, %d more tries", name, left, exc_info=True)
             error, message = told_of(err)
     return Outcome(name, error=error, message=message)
-
-
-def _on_dask(
-    work: Work,
-    calls: Mapping[str, dict[str, Any]],
-    where: Where,
-    *,
-    gpu: bool,
-    logs: Path,
-    forget: Callable[[], None] | None,
-) -> Iterator[Outcome]:
-    with client_of(where, gpu=gpu, logs=logs, n_tasks=len(calls)) as client:
-        _LOG.info("dashboard of Dask: %s", client.dashboard_link)
-        futures = {_submit(client, work, arguments, where, gpu=gpu): name for name, arguments in calls.items()}
-        for future in completed(futures):
-            yield _outcome(future, futures[future])
-            future.release()  # what it gave need not stay in the scheduler's memory
-        if forget is not None:
-            client.run(forget)
-
-
-def _submit(client: Any, work: Work, arguments: dict[str, Any], where: Where, *, gpu: bool) -> Any:
-    # The key tells the task, so that two runs at once on one scheduler share it.
-    told = repr((work.__module__, work.__qualname__, where.threads, sorted(arguments.items())))
-    return client.submit(
-        call,
-        work,
-        arguments,
-        where.threads,
-        version("histoflow"),
-        key=f"histoflow-{hashlib.sha256(told.encode()).hexdigest()}",
-        retries=where.retries,
-        resources={GPU: 1} if gpu else None,
-    )
 
 
 def _outcome(future: Any, name: str) -> Outcome:

@@ -13,7 +13,7 @@ import pandas as pd
 from histoflow import bench, io
 from histoflow._errors import OptionError
 from histoflow._files import atomic_path
-from histoflow.cohort import Outcome, Where, run
+from histoflow.cohort import Outcome, Pool, Where
 from histoflow.workflow.cohort_options import EMBED, EVALUATE, PREDICT, Asked, asked_for
 from histoflow.workflow.cohort_tasks import chosen_models, forget, jobs_of, perform, scales_of
 from histoflow.workflow.cohorts import FEATURES
@@ -95,19 +95,22 @@ def run_cohort(
     cohort = io.read_cohort(manifest, missing=asked.options.get("missing", "error"), check_files=False)
     identity = asked.identity()
     same_options(folder, {"task": task, **identity, "threads": chosen.threads})
-    ledger = _Ledger(folder, partial(run, perform, where=chosen, gpu=asked.gpu, logs=folder / "logs"), resume=resume)
-    if task == EVALUATE:
-        _evaluate(cohort, asked, identity, ledger)
-    else:
-        rows = _rows(cohort, task)
-        ledger.settle([_task(row, asked, identity, folder) for row in rows])
-    return ledger.table()
+    with Pool(chosen, gpu=asked.gpu, logs=folder / "logs") as pool:
+        pool.at_the_end(forget)
+        ledger = _Ledger(folder, partial(pool.run, perform), resume=resume)
+        if task == EVALUATE:
+            _evaluate(cohort, asked, identity, ledger)
+        else:
+            ledger.settle([_task(row, asked, identity, folder) for row in _rows(cohort, task)])
+        return ledger.table()
 
 
 class _Ledger:
     """What became of every task, written into the folder whenever one ends."""
 
-    def __init__(self, out: Path, run: Callable[..., Iterable[Outcome]], *, resume: bool) -> None:
+    def __init__(
+        self, out: Path, run: Callable[[dict[str, dict[str, Any]]], Iterable[Outcome]], *, resume: bool
+    ) -> None:
         self.out, self._run, self._resume = out, run, resume
         self._rows: dict[tuple[str, str], dict[str, Any]] = {}
 
@@ -118,7 +121,7 @@ class _Ledger:
         pending = {task.name: task for task in tasks if not self._kept(task, keep)}
         self._write()
         calls = {name: task.plain() for name, task in pending.items()}
-        for number, outcome in enumerate(self._run(calls, forget=forget), start=1):
+        for number, outcome in enumerate(self._run(calls), start=1):
             status = FAILED if outcome.told is None else DONE
             self._add(pending[outcome.name], status, outcome)
             said = f"{outcome.error}: {outcome.message}" if outcome.error else f"{outcome.seconds:.1f} s"

@@ -98,7 +98,7 @@ def fingerprints(row: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     ReadError
         If one is missing or cannot be read.
     """
-    return {name: {**_stamp(path), "sha256": _content(name, path)} for name, path in _files(row).items()}
+    return {name: {**_stamp(path), "content": _content(name, path)} for name, path in _files(row).items()}
 
 
 def stamps(row: Mapping[str, Any]) -> dict[str, dict[str, int]]:
@@ -196,6 +196,6 @@ def _same(recorded: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
     for name, path in files.items():
         known = recorded[name]
         stamped = _stamp(path).items() <= known.items()
-        if not stamped and known["sha256"] != _content(name, path):
+        if not stamped and known["content"] != _content(name, path):
             return False
     return True
