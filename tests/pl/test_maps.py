@@ -46,7 +46,7 @@ def test_measured_and_predicted_share_their_colours_and_genes_do_not():
 
 
 def test_each_map_shows_its_own_column():
-    figure = pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, spread=PREDICTED / 9)
+    figure = pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=PREDICTED / 9)
     drawn = [circles(axes).get_array() for axes in panels(figure)]
     for row in range(2):
         for shown, values in zip(drawn[3 * row :], (MEASURED, PREDICTED, PREDICTED / 9), strict=False):
@@ -55,10 +55,10 @@ def test_each_map_shows_its_own_column():
 
 def test_colour_bars_say_the_scale():
     figure = pl.measured_beside_predicted(
-        MEASURED, PREDICTED, xy_um=XY, genes=GENES, spread=PREDICTED, scale_label="log1p of raw counts"
+        MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=PREDICTED, scale_label="log1p of raw counts"
     )
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
-    assert labels == ["log1p of raw counts", "s.d. of the draws"] * 2
+    assert labels == ["log1p of raw counts", "interval width"] * 2
 
 
 @pytest.mark.parametrize("thumbnail", [None, WHITE])
