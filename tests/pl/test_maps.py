@@ -134,7 +134,7 @@ def test_inputs_stay_as_they_were():
 def test_what_does_not_fit_is_told():
     with pytest.raises(ShapeError, match=r"predicted must have shape \(n_spots, n_genes\) = \(24, 2\), got \(24, 1\)"):
         pl.measured_beside_predicted(MEASURED, PREDICTED[:, :1], xy_um=XY, genes=GENES)
-    with pytest.raises(ShapeError, match=r"spread must have shape .* got \(24,\)"):
+    with pytest.raises(ShapeError, match=r"width must have shape .* got \(24,\)"):
         pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=np.ones(24))
     with pytest.raises(ShapeError, match=r"xy_um must have shape \(n_spots, 2\) with at least one spot, got \(24, 3\)"):
         pl.expression_map(MEASURED, np.zeros((24, 3)), genes=GENES)
