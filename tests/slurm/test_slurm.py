@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from tests.conftest import required
-from tests.test_cli import check_error, histoflow
-from tests.test_cohort_run import contents, write_slides
+from tests.test_cli import check_error
+from tests.test_cohort_run import contents, in_own_process, write_slides
 
 from histoflow import workflow
 
@@ -22,7 +22,6 @@ def slurm():
         if CONF.exists():
             patch.setenv("SLURM_CONF", os.environ.get("SLURM_CONF", str(CONF)))
         patch.setenv("DASK_JOBQUEUE__SLURM__INTERFACE", "lo")
-        patch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")]))
         try:
             subprocess.run(["sinfo"], check=True, capture_output=True, timeout=10)
         except (OSError, subprocess.SubprocessError) as err:
@@ -30,17 +29,7 @@ def slurm():
             if required("slurm"):
                 pytest.fail(message)
             pytest.skip(message)
-        refresh_dask()
         yield
-    refresh_dask()
-
-
-def refresh_dask() -> None:
-    """Dask reads the environment once, when it is imported."""
-    import dask
-    import dask_jobqueue  # noqa: F401  its defaults come with the import
-
-    dask.config.refresh()
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +40,10 @@ def two(tmp_path_factory):
 
 
 @pytest.mark.slurm
-def test_two_slides_are_embedded_by_jobs_as_they_are_here(slurm, two, tmp_path, monkeypatch):
+def test_two_slides_are_embedded_by_jobs_as_they_are_here(slurm, two, tmp_path):
     workflow.run_cohort(two, tmp_path / "here", task="embed", encoder="color")
-    monkeypatch.setenv("HISTOFLOW_CACHE", str(tmp_path / "cache"))  # jobs take nothing over
     command = ["cohort", "run", two, "--task", "embed", "--encoder", "color", "--out", tmp_path / "jobs"]
-    done = histoflow(*command, "--cluster", "slurm", "--memory", "1500MB", "--json")
+    done = in_own_process(*command, "--cluster", "slurm", "--memory", "1500MB", "--json", folder=tmp_path)
     assert (done.code, done.json["n_done"]) == (0, 2)
     assert contents(tmp_path / "jobs") == contents(tmp_path / "here")
     logs = list((tmp_path / "jobs" / "logs").glob("dask-worker-*.err"))
@@ -68,5 +56,5 @@ def test_two_slides_are_embedded_by_jobs_as_they_are_here(slurm, two, tmp_path, 
 @pytest.mark.slurm
 def test_a_job_that_the_queue_refuses_is_one_line(slurm, two, tmp_path):
     command = ["cohort", "run", two, "--task", "embed", "--encoder", "color", "--out", tmp_path / "jobs"]
-    done = histoflow(*command, "--cluster", "slurm", "--queue", "nowhere")
+    done = in_own_process(*command, "--cluster", "slurm", "--queue", "nowhere", folder=tmp_path)
     check_error(done, 1, "cluster slurm refuses the jobs: ")

@@ -138,7 +138,9 @@ class Workers:
             client = self._opened.enter_context(_reached(distributed, self._where.scheduler))
             _check_gpu(client, self._where.scheduler, gpu=self._gpu)
         else:
-            self._cluster = self._opened.enter_context(_started(self._where, gpu=self._gpu, logs=self._logs))
+            with warnings.catch_warnings():  # the usual port of the page is taken: any other will do
+                warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
+                self._cluster = self._opened.enter_context(_started(self._where, gpu=self._gpu, logs=self._logs))
             client = self._opened.enter_context(distributed.Client(self._cluster))
         self._client = client
         _LOG.info("dashboard of Dask: %s", client.dashboard_link)
@@ -234,11 +236,10 @@ def _local(n_workers: int, *, gpu: bool) -> Any:
             f"n_workers={n_workers} on the GPUs of one machine: give 1; or start one worker for each GPU, with "
             "CUDA_VISIBLE_DEVICES and --resources GPU=1, and give the scheduler"
         )
-    resources: Mapping[str, Any] = {"resources": {GPU: 1}} if gpu else {}
-    with warnings.catch_warnings():  # the port of the dashboard is taken: any other will do
-        warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
-        options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", **resources}
-        return _part("distributed").LocalCluster(n_workers=0, **options)
+    resources: dict[str, Any] = {"resources": {GPU: 1}} if gpu else {}
+    options = {"threads_per_worker": 1, "processes": True, "host": "127.0.0.1", **resources}
+    options["memory_limit"] = 1.0 / n_workers  # its part of the machine's
+    return _part("distributed").LocalCluster(n_workers=0, **options)
 
 
 def _queue_class(where: Where) -> Any:
