@@ -329,16 +329,6 @@ def test_where_all_are_references_all_are_predicted(manifest, model, tmp_path, c
 EVALUATION = {"models": ("mean", "hest_fm"), "encoder": "color", "panel": PANEL, "level": None}
 
 
-def test_workers_of_this_machine_share_it_and_are_started_when_they_are_needed(slides, alone, tmp_path):
-    out = tmp_path / "out"
-    shutil.copytree(alone[0], out)
-    (out / "embeddings" / "S03.h5ad").unlink()
-    command = ["cohort", "run", slides, "--task", "embed", "--encoder", "color", "--out", out, "--cluster", "local"]
-    done = in_own_process(*command, "--json", folder=tmp_path)
-    assert (done.code, counted(done)) == (1, (1, N_SLIDES - 2, 1))
-    assert contents(out) == contents(alone[0])
-
-
 def in_own_process(*arguments, folder: Path) -> Done:
     """Run a command as a user does; a scheduler then shares no port, and no warning about it, with other tests."""
     command = [sys.executable, "-c", "from histoflow.cli import main; main()", *map(str, arguments)]

@@ -1,7 +1,9 @@
 """The engine without slides: what fails is told, threads are fixed, jobs are written as asked, Dask is optional."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import dask
 import distributed  # noqa: F401  its settings have to be there before one of them is changed
@@ -66,6 +68,15 @@ def test_without_a_cluster_dask_is_not_imported():
         "assert not {'dask', 'distributed', 'dask_jobqueue'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_local_worker_that_dies_is_replaced_and_its_task_is_run_again(tmp_path):
+    script, calls = Path(work.__file__).with_name("local.py"), tmp_path / "calls"
+    path = os.pathsep.join([str(script.parents[2]), os.environ.get("PYTHONPATH", "")])
+    command = [sys.executable, str(script), str(calls)]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
+    assert sorted(done.stdout.splitlines()) == [f"{n} {{'doubled': {2 * n}}}" for n in range(4)]
+    assert calls.read_text() == "xx"
 
 
 @pytest.mark.parametrize(

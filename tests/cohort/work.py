@@ -46,3 +46,9 @@ def warn(arguments):
 def die(arguments):
     count(arguments)
     os.kill(os.getpid(), 9)
+
+
+def die_once_and_double(arguments):
+    if arguments["file"] and count(arguments) == 1:
+        os.kill(os.getpid(), 9)
+    return double(arguments)
