@@ -93,11 +93,12 @@ def parts(data: Path, out: Path) -> dict[str, tuple[list[Path], str]]:
     }
 
 
-def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...]) -> pd.DataFrame:
-    """Evaluate the three models on one cohort."""
+def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...], names: list[str]) -> pd.DataFrame:
+    """Evaluate models on one cohort."""
     cohort = io.read_cohort(manifest)
     compared = {name: models.from_name(name, level=LEVEL) for name in ("mean", "hest_fm", "stflow")}
     compared["paper"] = models.STFlow("paper")
+    compared = {name: compared[name] for name in names}
     workflow.embed_for(cohort, [*compared.values(), models.RidgeProbe(encoder="color")])
     return bench.run(cohort, models=compared, normalize=normalize, min_counts=MIN_COUNTS, seeds=seeds, out=out)
 
@@ -139,6 +140,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=["loo", "raw", "one", "patient", "bulbs"])
+    parser.add_argument("--models", nargs="*", default=["mean", "hest_fm", "stflow", "paper"])
     given = parser.parse_args()
     warnings.simplefilter("ignore", HistoflowWarning)
     torch.set_num_threads(1)
@@ -149,7 +151,7 @@ def main() -> None:
         if name not in given.only:
             continue
         seeds = tuple(range(given.seeds))
-        tables = [run(one, given.out / f"{name}-{one.stem}", normalize, seeds) for one in manifests]
+        tables = [run(one, given.out / f"{name}-{one.stem}", normalize, seeds, given.models) for one in manifests]
         figures[name] = told(pd.concat(tables, ignore_index=True))
         path.write_text(json.dumps(figures, indent=2))
         print(name, json.dumps(figures[name], indent=2), flush=True)
