@@ -93,11 +93,12 @@ def parts(data: Path, out: Path) -> dict[str, tuple[list[Path], str]]:
     }
 
 
-def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...]) -> pd.DataFrame:
-    """Evaluate the three models on one cohort."""
+def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...], names: list[str]) -> pd.DataFrame:
+    """Evaluate models on one cohort."""
     cohort = io.read_cohort(manifest)
     compared = {name: models.from_name(name, level=LEVEL) for name in ("mean", "hest_fm", "stflow")}
     compared["paper"] = models.STFlow("paper")
+    compared = {name: compared[name] for name in names}
     workflow.embed_for(cohort, [*compared.values(), models.RidgeProbe(encoder="color")])
     return bench.run(cohort, models=compared, normalize=normalize, min_counts=MIN_COUNTS, seeds=seeds, out=out)
 
@@ -105,6 +106,8 @@ def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...]) -> pd
 def told(table: pd.DataFrame) -> dict[str, object]:
     """What is printed of one part."""
     found: dict[str, object] = {}
+    undefined = (table["metric"] == "pearson") & table["value"].isna()
+    table = table.assign(value=table["value"].mask(undefined, 0.0))
     for model, own in table[table["section"] != ""].groupby("model", sort=False):
         by = own.groupby(["metric", "fold", "seed"])["value"].mean().unstack("metric")
         if "pearson" not in by:
@@ -139,9 +142,11 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=["loo", "raw", "one", "patient", "bulbs"])
+    parser.add_argument("--models", nargs="*", default=["mean", "hest_fm", "stflow", "paper"])
     given = parser.parse_args()
     warnings.simplefilter("ignore", HistoflowWarning)
     torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "accuracy.json"
     figures = json.loads(path.read_text()) if path.exists() else {}
@@ -149,7 +154,7 @@ def main() -> None:
         if name not in given.only:
             continue
         seeds = tuple(range(given.seeds))
-        tables = [run(one, given.out / f"{name}-{one.stem}", normalize, seeds) for one in manifests]
+        tables = [run(one, given.out / f"{name}-{one.stem}", normalize, seeds, given.models) for one in manifests]
         figures[name] = told(pd.concat(tables, ignore_index=True))
         path.write_text(json.dumps(figures, indent=2))
         print(name, json.dumps(figures[name], indent=2), flush=True)
