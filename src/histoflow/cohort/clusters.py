@@ -252,7 +252,9 @@ def _queue_options(where: Where, *, gpu: bool, logs: Path) -> dict[str, Any]:
     import dask
 
     known: Mapping[str, Any] = dask.config.get(f"jobqueue.{where.cluster}", {})
-    walltime = where.walltime or (_WALLTIME if where.cluster == "slurm" else _PBS_WALLTIME)
+    told = known.get("walltime")  # half an hour is Dask's own default, not the user's
+    day = _WALLTIME if where.cluster == "slurm" else _PBS_WALLTIME
+    walltime = where.walltime or (day if told in (None, "00:30:00") else told)
     options: dict[str, Any] = {
         "cores": where.threads,
         "processes": 1,

@@ -11,7 +11,7 @@ from typing import Any
 from histoflow import models
 from histoflow._errors import OptionError, ReadError
 from histoflow._files import file_hash, value_hash
-from histoflow.pp import Panel
+from histoflow.pp import DenseEmbedder, Panel, embedding_facts
 from histoflow.workflow.cohort_tasks import chosen_embedder
 from histoflow.workflow.evaluation import LEVEL
 
@@ -73,7 +73,8 @@ class Asked:
         told = self.options | {name: _held(path) for name, path in self.files.items()} | {"device": self.device}
         if self.task == EMBED:
             made = chosen_embedder(self.options, self.files["weights"], self.device)
-            told["encoder_hash"] = value_hash(made.encoder.facts())[:12]
+            is_dense = isinstance(made, DenseEmbedder)
+            told["embedding"] = (made.facts() if is_dense else embedding_facts(made.encoder, made.recipe))["id"]
         plain: dict[str, Any] = json.loads(json.dumps(told))
         return plain
 
