@@ -162,7 +162,8 @@ def test_gradient_is_that_of_finite_differences(places, connect):
 def test_a_large_section_in_blocks_is_the_same(places, connect, monkeypatch):
     xy, net, (embedding, x_t) = places["jittered"], network(), inputs(49)
     whole = estimate(net, xy, connect(xy), embedding, x_t)
-    monkeypatch.setattr("histoflow.flow.denoiser._ROWS", 10)
+    for module in ("attention", "edges"):
+        monkeypatch.setattr(f"histoflow.flow.{module}._BLOCK_NUMBERS", 3000)
     torch.testing.assert_close(estimate(net, xy, connect(xy), embedding, x_t), whole, rtol=0, atol=1e-12)
 
 

@@ -7,21 +7,22 @@ time nor expression is computed once, into a `SpotContext`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
+from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend
+from histoflow.flow.dropout import Dropout, new_key
+from histoflow.flow.edges import EdgeEmbedding
+from histoflow.flow.gated import GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.path import check_time
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
-_ROWS = 512
-"""Spots whose edges are worked on together."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,7 @@ class Denoiser(nn.Module):
                 f"{tuple(geometry.distance.shape)}; all must be ({len(embedding)}, K), made for these spots"
             )
         geometry = EdgeGeometry(*(part.to(embedding.dtype) for part in geometry))
-        edges = tuple(_by_rows(embed, *geometry) for embed in self.edges)
+        edges = tuple(embed(*geometry) for embed in self.edges)
         return SpotContext(self.image(embedding), index, mask, edges)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
@@ -164,19 +165,6 @@ class Denoiser(nn.Module):
             token, expression = layer(token, expression, edge, context)
             estimates.append(expression)
         return torch.stack(estimates).mean(dim=0)
-
-
-class EdgeEmbedding(nn.Module):
-    """Embed the geometry of each edge, averaged over the frames of its neighbourhood."""
-
-    def __init__(self, pairwise_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.mlp = GatedMLP(3, pairwise_dim, pairwise_dim, dropout)
-
-    def forward(self, projection: Tensor, distance: Tensor) -> Tensor:
-        """Map the two parts of an `EdgeGeometry` to (n_spots, K, pairwise_dim)."""
-        embedded: Tensor = self.mlp(EdgeGeometry(projection, distance).frames()).mean(dim=-2)
-        return embedded
 
 
 class DenoiserLayer(nn.Module):
@@ -213,65 +201,15 @@ class DenoiserLayer(nn.Module):
         receiver = linear(query, to_query, self.attention.fc1.bias) - shared
         sender = linear(key, to_key) + shared
 
-        def attend(receiver: Tensor, edge: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-            edge = edge.reshape(*index.shape, self.n_heads, -1)
-            packed = linear(edge, to_edge) + sender[index] + receiver[:, None]
-            weight = self.attention_dropout(_masked_softmax(self.attention.gate(packed).squeeze(-1), mask))
-            parts = (torch.einsum("ijh,ijhd->ihd", weight, part) for part in (value[index], edge))
-            return torch.cat([part.flatten(1) for part in parts], dim=-1)
-
-        token = token + self.out(_by_rows(attend, receiver, edge, context.index, context.mask))
+        weight, bias = self.attention.read_out()
+        inputs = Inputs(receiver.flatten(1), sender.flatten(1), value.flatten(1), edge, to_edge, weight[0], bias)
+        token = token + self.out(attend(inputs, Neighborhood(context.index, context.mask), self._chance()))
         token = token + self.feed_forward(token)
         return token, self.genes(token)
 
-
-class Dropout(nn.Module):
-    """Dropout as in torch, drawn from uniform numbers: on a CPU twice as fast, a sixth of a training step."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop and rescale while training; otherwise return `x`."""
-        if not self.training or self.probability == 0:
-            return x
-        return x * torch.rand_like(x).ge_(self.probability).div_(1 - self.probability)
-
-
-class GatedMLP(nn.Module):
-    """``fc2(LayerNorm(dropout(SiLU(a) * b)))`` with ``[a, b] = fc1(x)``, and dropout on the result."""
-
-    def __init__(self, n_in: int, width: int, n_out: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(n_in, width)
-        self.norm = nn.LayerNorm(width // 2)
-        self.fc2 = nn.Linear(width // 2, n_out)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, n_in) to (…, n_out)."""
-        return self.gate(self.fc1(x))
-
-    def gate(self, packed: Tensor) -> Tensor:
-        """All that follows `fc1`: map (…, width) to (…, n_out)."""
-        gate, value = packed.chunk(2, dim=-1)
-        result: Tensor = self.dropout(self.fc2(self.norm(self.dropout(silu(gate) * value))))
-        return result
-
-
-def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over real neighbours of `logits` (rows, K, n_heads); all zero where there are none."""
-    lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
-    return logits.masked_fill(~mask[..., None], lowest).softmax(dim=1) * mask[..., None]
-
-
-def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply a row-wise function to blocks of rows: bounded memory without a gradient, half the time with one."""
-    if len(tensors[0]) <= _ROWS:
-        return function(*tensors)
-    blocks = zip(*(torch.split(tensor, _ROWS) for tensor in tensors), strict=True)
-    return torch.cat([function(*block) for block in blocks])
+    def _chance(self) -> Chance:
+        inside, weights = self.attention.dropout.rate, self.attention_dropout.rate
+        return Chance(inside, weights, self.attention.epsilon, new_key() if inside or weights else 0)
 
 
 def _sinusoids(t: Tensor) -> Tensor:
