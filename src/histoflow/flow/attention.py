@@ -74,10 +74,34 @@ class Chance:
     key: int
 
 
-def attend(inputs: Inputs, near: Neighborhood, chance: Chance) -> Tensor:
-    """Values and edges of the neighbours, weighted: shape (n_spots, hidden_dim + pairwise_dim)."""
-    attended: Tensor = _Attend.apply(*inputs, near, chance)  # type: ignore[no-untyped-call]
+def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Tensor:
+    """Values and edges of the neighbours, weighted.
+
+    Parameters
+    ----------
+    inputs
+        Of the spots; `sender` and `value` may be of more spots than attend.
+    near
+        Neighbours of the spots that attend.
+    chance
+        Of dropout.
+    edge_part
+        From `edges_in_first_layer`, if it is known, as it is for the second of several draws; no gradient goes there.
+
+    Returns
+    -------
+    Shape (n_spots, hidden_dim + pairwise_dim).
+    """
+    with torch.autocast(inputs.value.device.type, enabled=False):
+        # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
+        arguments = [one.float() if one.dtype == torch.bfloat16 else one for one in inputs]
+        attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
     return attended
+
+
+def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
+    """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W)."""
+    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
 
 
 class _Attend(torch.autograd.Function):
@@ -85,9 +109,9 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, near, chance = Inputs(*arguments[:-2]), arguments[-2], arguments[-1]
-        attended = inputs.value.new_empty(len(inputs.value), inputs.value.shape[1] + inputs.edge.shape[2])
-        for block in _blocks(inputs, near, chance):
+        inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
+        attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
+        for block in _blocks(inputs, near, chance, edge_part):
             attended[block.rows] = block.attended()
         ctx.save_for_backward(*inputs)
         ctx.near, ctx.chance = near, chance
@@ -100,27 +124,31 @@ class _Attend(torch.autograd.Function):
         gradient = Inputs(*(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in inputs))
         for block in _blocks(inputs, ctx.near, ctx.chance):
             block.backward(d_attended[block.rows], gradient)
-        return (*gradient, None, None)
+        return (*gradient, None, None, None)
 
 
-def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance) -> Iterator[_Block]:
+def _blocks(
+    inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None
+) -> Iterator[_Block]:
     n_spots, n_near = near.index.shape
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     size = max(1, numbers // (n_near * inputs.sender.shape[1]))
     for start in range(0, n_spots, size):
-        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)))
+        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)), edge_part)
 
 
 class _Block:
     """Spots `rows` and all their edges, from logits to weights."""
 
-    def __init__(self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice) -> None:
+    def __init__(
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+    ) -> None:
         self.inputs, self.chance, self.rows = inputs, chance, rows
         self.senders, self.mask = near.index[rows].flatten(), near.mask[rows]
         self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
         self.shape = (*self.mask.shape, self.n_heads)
         self.edge = inputs.edge[rows].reshape(*self.shape, -1)
-        self.gated = Gated.of(self._packed(), chance.inside, self._key(0))
+        self.gated = Gated.of(self._packed(edge_part), chance.inside, self._key(0))
         self.mean, self.inverse = self.gated.moments(chance.epsilon)
         self.excess = torch.mv(self.gated.x, inputs.weight).addcmul_(self.mean, inputs.weight.sum(), value=-1)
         self.excess *= self.inverse
@@ -129,12 +157,15 @@ class _Block:
     def _key(self, part: int) -> tuple[int, int, int]:
         return self.chance.key, self.rows.start, part
 
-    def _packed(self) -> Tensor:
+    def _packed(self, edge_part: Tensor | None) -> Tensor:
         """The first layer of the attention network, (edges * H, W)."""
         packed = self.inputs.sender.index_select(0, self.senders)
         packed.view(*self.mask.shape, -1).add_(self.inputs.receiver[self.rows][:, None])
         rows = packed.view(-1, len(self.inputs.to_edge))
-        return rows.addmm_(self.edge.flatten(0, 2), self.inputs.to_edge.t())
+        if edge_part is None:
+            return rows.addmm_(self.edge.flatten(0, 2), self.inputs.to_edge.t())
+        start = self.rows.start * len(rows) // len(self.mask)
+        return rows.add_(edge_part[start : start + len(rows)])
 
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Softmax over real neighbours, all zero where there are none; and what is left of it by dropout."""

@@ -7,14 +7,17 @@ time nor expression is computed once, into a `SpotContext`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
-from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend
+from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
 from histoflow.flow.dropout import Dropout, new_key
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
@@ -23,6 +26,10 @@ from histoflow.flow.path import check_time
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
+_ROWS = 1024
+"""Spots worked on together where no gradient is wanted."""
+_HELD_NUMBERS = 1 << 26
+"""Numbers of embedded edges that a context holds at most where no gradient is wanted."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,18 @@ class SpotContext:
         Neighbours of each spot, shape (n_spots, K), int64.
     mask
         Which neighbours are real, shape (n_spots, K), bool.
+    geometry
+        Of the edges.
     edges
-        Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim).
+        Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim); None where it is too large to be held and
+        is computed anew for every call, block by block.
     """
 
     image: Tensor
     index: Tensor
     mask: Tensor
-    edges: tuple[Tensor, ...]
+    geometry: EdgeGeometry
+    edges: tuple[Tensor, ...] | None
 
 
 class Denoiser(nn.Module):
@@ -131,8 +142,10 @@ class Denoiser(nn.Module):
                 f"{tuple(geometry.distance.shape)}; all must be ({len(embedding)}, K), made for these spots"
             )
         geometry = EdgeGeometry(*(part.to(embedding.dtype) for part in geometry))
-        edges = tuple(embed(*geometry) for embed in self.edges)
-        return SpotContext(self.image(embedding), index, mask, edges)
+        n_numbers = index.numel() * sum(embed.mlp.fc2.out_features for embed in self.edges)
+        held = torch.is_grad_enabled() or n_numbers <= _HELD_NUMBERS
+        edges = tuple(embed(*geometry) for embed in self.edges) if held else None
+        return SpotContext(self.image(embedding).to(embedding.dtype), index, mask, geometry, edges)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
         """Estimate the data behind a noisy sample.
@@ -140,7 +153,8 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         x_t
-            Noisy log1p expression, shape (n_spots, n_genes).
+            Noisy log1p expression, shape (n_spots, n_genes); or of several draws, (n_draws, n_spots, n_genes), which
+            share what depends on edges alone.
         t
             Time in [0, 1], shape () for one section or (n_spots, 1) for several stacked.
         context
@@ -148,7 +162,7 @@ class Denoiser(nn.Module):
 
         Returns
         -------
-        Estimated log1p expression, shape (n_spots, n_genes): the mean of the layers' estimates.
+        Estimated log1p expression, of the shape of `x_t`: the mean of the layers' estimates.
 
         Raises
         ------
@@ -156,15 +170,47 @@ class Denoiser(nn.Module):
             If `x_t` is not of these spots and genes, or `t` fits neither form.
         """
         wanted = (len(context.image), self.n_genes)
-        if x_t.shape != wanted:
+        if x_t.ndim not in {2, 3} or x_t.shape[-2:] != wanted:
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}; this network and these spots take {wanted}")
-        check_time(t, len(x_t))
-        token = context.image + self.time(_sinusoids(t.to(context.image.dtype)))
-        expression, estimates = x_t, []
-        for layer, edge in zip(self.layers, context.edges, strict=True):
-            token, expression = layer(token, expression, edge, context)
-            estimates.append(expression)
-        return torch.stack(estimates).mean(dim=0)
+        check_time(t, wanted[0])
+        token = context.image + self.time(_sinusoids(t.to(x_t.dtype)))
+        expressions = list(x_t.reshape(-1, *wanted))
+        tokens, estimates = [token] * len(expressions), []
+        for number, layer in enumerate(self.layers):
+            tokens, expressions = layer(tokens, expressions, partial(self._edge, context, number), context)
+            estimates.append(torch.stack(expressions))
+        return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
+
+    def _edge(self, context: SpotContext, layer: int, rows: slice) -> Tensor:
+        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim)."""
+        if context.edges is not None:
+            return context.edges[layer][rows]
+        projection, distance = context.geometry
+        embedded: Tensor = self.edges[layer](projection[rows], distance[rows])
+        return embedded
+
+
+class _Shares(NamedTuple):
+    """What spots bring to the attention of a layer.
+
+    Attributes
+    ----------
+    query
+        Of the spots that attend, shape (n_rows, n_heads, hidden_dim / n_heads).
+    shared
+        Their expression in the first layer of the attention network, shape (n_rows, 1, pairwise_dim).
+    sender, value
+        Of all spots, see `Inputs`.
+    """
+
+    query: Tensor
+    shared: Tensor
+    sender: Tensor
+    value: Tensor
+
+    def of(self, rows: slice) -> _Shares:
+        """Those with which some spots attend."""
+        return self._replace(query=self.query[rows], shared=self.shared[rows])
 
 
 class DenoiserLayer(nn.Module):
@@ -191,21 +237,56 @@ class DenoiserLayer(nn.Module):
             Dropout(dropout),
         )
 
-    def forward(self, token: Tensor, expression: Tensor, edge: Tensor, context: SpotContext) -> tuple[Tensor, Tensor]:
-        """New tokens (n_spots, hidden_dim) and a new estimate of log1p expression (n_spots, n_genes)."""
-        query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
-        to_query, to_key, to_edge, to_difference = torch.split(self.attention.fc1.weight, self.parts, dim=1)
-        # The first layer of the attention network is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i]
-        # is a sum over spots and edges: the concatenation for every edge and head is never made.
-        shared = linear(expression, to_difference)[:, None]
-        receiver = linear(query, to_query, self.attention.fc1.bias) - shared
-        sender = linear(key, to_key) + shared
+    def forward(
+        self,
+        tokens: list[Tensor],
+        expressions: list[Tensor],
+        edge_of: Callable[[slice], Tensor],
+        context: SpotContext,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """New tokens (n_spots, hidden_dim) and estimates of log1p expression (n_spots, n_genes), for each draw.
 
+        Without a gradient, spots are taken block by block: arrays of edges exist for one block only.
+        """
+        shares = [self._shares(*draw) for draw in zip(tokens, expressions, strict=True)]
+        n_spots = len(context.index)
+        size = max(1, n_spots if torch.is_grad_enabled() else _ROWS)
+        found = []
+        for start in range(0, max(1, n_spots), size):
+            rows = slice(start, start + size)
+            edge, near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
+            to_edge = self._first_layer()[2]
+            part = edges_in_first_layer(edge, to_edge) if len(tokens) > 1 and not torch.is_grad_enabled() else None
+            blocks = zip(tokens, shares, strict=True)
+            found.append([self._update(token[rows], own.of(rows), edge, near, part) for token, own in blocks])
+        joined = [tuple(torch.cat(parts) for parts in zip(*draw, strict=True)) for draw in zip(*found, strict=True)]
+        return [token for token, _ in joined], [expression for _, expression in joined]
+
+    def _first_layer(self) -> tuple[Tensor, ...]:
+        """Weights of the first layer of the attention network, for query, key, edge and expression difference.
+
+        It is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i] is a sum over spots and edges: the
+        concatenation for every edge and head is never made.
+        """
+        return torch.split(self.attention.fc1.weight, self.parts, dim=1)
+
+    def _shares(self, token: Tensor, expression: Tensor) -> _Shares:
+        query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
+        _, to_key, _, to_difference = self._first_layer()
+        shared = linear(expression, to_difference)[:, None]
+        return _Shares(query, shared, (linear(key, to_key) + shared).flatten(1), value.flatten(1))
+
+    def _update(
+        self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """New tokens and estimates of the spots of a block."""
+        to_query, _, to_edge, _ = self._first_layer()
+        receiver = linear(shares.query, to_query, self.attention.fc1.bias) - shares.shared
         weight, bias = self.attention.read_out()
-        inputs = Inputs(receiver.flatten(1), sender.flatten(1), value.flatten(1), edge, to_edge, weight[0], bias)
-        token = token + self.out(attend(inputs, Neighborhood(context.index, context.mask), self._chance()))
+        inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
+        token = token + self.out(attend(inputs, near, self._chance(), edge_part))
         token = token + self.feed_forward(token)
-        return token, self.genes(token)
+        return token, self.genes(token).to(token.dtype)
 
     def _chance(self) -> Chance:
         inside, weights = self.attention.dropout.rate, self.attention_dropout.rate
