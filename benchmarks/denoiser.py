@@ -54,16 +54,19 @@ class Ours:
         self.graph = self.connect()
 
     def connect(self) -> tuple[EdgeGeometry, Tensor, Tensor]:
+        """Find geometry, neighbours and which of them are real."""
         found = neighbors(self.xy.numpy(), N_NEIGHBORS, tie_tolerance=0)
         index, mask = torch.from_numpy(found.index), torch.from_numpy(found.mask)
         return edge_geometry(self.xy, index, mask), index, mask
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Estimate expression (n_spots, n_genes) at time `t`."""
         with matrices(self.precision, x_t.device):
             context: SpotContext = self.network.context(self.features, *self.graph)
             return self.network(x_t, t, context)
 
     def sample(self, starts: Tensor) -> Tensor:
+        """Draw from every start, (n_draws, n_spots, n_genes)."""
         with matrices(self.precision, starts.device):
             context = self.network.context(self.features, *self.connect())
             return EulerSampler(N_CALLS).sample(lambda x, t: self.network(x, t, context), starts)
@@ -77,9 +80,11 @@ class Reference:
         self.network = ReferenceDenoiser(N_FEATURES, N_GENES, n_neighbors=N_NEIGHBORS)
 
     def estimate(self, x_t: Tensor, t: Tensor) -> Tensor:
+        """Estimate expression (n_spots, n_genes) at time `t`."""
         return self.network(x_t, t, self.features, self.xy)
 
     def sample(self, starts: Tensor) -> Tensor:
+        """Draw from every start, (n_draws, n_spots, n_genes)."""
         return torch.stack([EulerSampler(N_CALLS).sample(self.estimate, start) for start in starts])
 
 
@@ -157,7 +162,9 @@ def main() -> None:
     if given.side:
         print(json.dumps(run(given.side, given.task, given)))
         return
-    runs: dict[str, dict[str, list[dict[str, float]]]] = {name: {task: [] for task in given.tasks} for name in given.sides}
+    runs: dict[str, dict[str, list[dict[str, float]]]] = {
+        name: {task: [] for task in given.tasks} for name in given.sides
+    }
     for _ in range(given.repeats):
         for task in given.tasks:
             for name in given.sides:

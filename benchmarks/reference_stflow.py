@@ -15,6 +15,8 @@ SIGNS = ((1.0, 1.0), (1.0, -1.0), (-1.0, 1.0), (-1.0, -1.0))
 
 
 class GatedMLP(nn.Module):
+    """Two linear layers with a gate and a norm between them."""
+
     def __init__(self, n_in: int, width: int, n_out: int, dropout: float) -> None:
         super().__init__()
         self.fc1 = nn.Linear(n_in, width)
@@ -23,11 +25,14 @@ class GatedMLP(nn.Module):
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Map (…, n_in) to (…, n_out)."""
         gate, value = self.fc1(x).chunk(2, dim=-1)
         return self.dropout(self.fc2(self.norm(self.dropout(nn.functional.silu(gate) * value))))
 
 
 class EdgeEmbedding(nn.Module):
+    """Geometry of edges, averaged over frames."""
+
     def __init__(self, width: int, dropout: float) -> None:
         super().__init__()
         self.mlp = GatedMLP(3, width, width, dropout)
@@ -44,6 +49,8 @@ class EdgeEmbedding(nn.Module):
 
 
 class Layer(nn.Module):
+    """Attention to neighbours, then a new estimate of expression."""
+
     def __init__(self, n_genes: int, hidden: int, width: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
@@ -62,6 +69,7 @@ class Layer(nn.Module):
         )
 
     def forward(self, token: Tensor, y: Tensor, edge: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        """New tokens (n_spots, hidden) and expression (n_spots, n_genes)."""
         n_spots, n_near, n_heads = *index.shape, self.n_heads
         query, key, value = self.qkv(token).reshape(n_spots, 3, n_heads, -1).unbind(dim=1)
         edge = edge.reshape(n_spots, n_near, n_heads, -1)

@@ -30,7 +30,8 @@ _BLOCK_NUMBERS = 1 << 19
 _BLOCK_NUMBERS_GPU = 1 << 26
 
 
-class Neighborhood(NamedTuple):
+@dataclass(frozen=True)
+class Neighborhood:
     """Neighbours of each spot: `index`, int64, and which of them are real, `mask`, bool; both (n_spots, K)."""
 
     index: Tensor
@@ -118,7 +119,7 @@ class _Attend(torch.autograd.Function):
         return attended
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         inputs = Inputs(*ctx.saved_tensors)
         gradient = Inputs(*(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in inputs))
@@ -127,9 +128,7 @@ class _Attend(torch.autograd.Function):
         return (*gradient, None, None, None)
 
 
-def _blocks(
-    inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None
-) -> Iterator[_Block]:
+def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Iterator[_Block]:
     n_spots, n_near = near.index.shape
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     size = max(1, numbers // (n_near * inputs.sender.shape[1]))

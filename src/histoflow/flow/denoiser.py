@@ -102,7 +102,7 @@ class Denoiser(nn.Module):
         _check_sizes(n_features=n_features, n_genes=n_genes, n_layers=n_layers, n_heads=n_heads)
         _check_widths(n_heads, hidden_dim=hidden_dim, pairwise_dim=pairwise_dim)
         _check_probabilities(dropout=dropout, attention_dropout=attention_dropout)
-        self.n_genes = n_genes
+        self.n_genes, self.pairwise_dim = n_genes, pairwise_dim
         self.image = nn.Linear(n_features, hidden_dim)
         self.time = nn.Sequential(
             nn.Linear(2 * _N_FREQUENCIES, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
@@ -142,7 +142,7 @@ class Denoiser(nn.Module):
                 f"{tuple(geometry.distance.shape)}; all must be ({len(embedding)}, K), made for these spots"
             )
         geometry = EdgeGeometry(*(part.to(embedding.dtype) for part in geometry))
-        n_numbers = index.numel() * sum(embed.mlp.fc2.out_features for embed in self.edges)
+        n_numbers = index.numel() * len(self.edges) * self.pairwise_dim
         held = torch.is_grad_enabled() or n_numbers <= _HELD_NUMBERS
         edges = tuple(embed(*geometry) for embed in self.edges) if held else None
         return SpotContext(self.image(embedding).to(embedding.dtype), index, mask, geometry, edges)

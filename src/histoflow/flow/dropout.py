@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -26,8 +28,23 @@ class Dropout(nn.Module):
         """Drop and rescale while training; otherwise return `x`."""
         if not self.rate:
             return x
-        keep = Keep.of(torch.ones_like(x, memory_format=torch.contiguous_format), self.rate, new_key())
-        return x * keep.zero_(torch.full_like(x, 1 / (1 - self.rate), memory_format=torch.contiguous_format))
+        dropped: Tensor = _Drop.apply(x, self.rate, new_key())  # type: ignore[no-untyped-call]
+        return dropped
+
+
+class _Drop(torch.autograd.Function):
+    """Drop and rescale."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, rate: float, key: int) -> Tensor:
+        kept = torch.div(x, 1 - rate).contiguous()
+        ctx.keep, ctx.rate = Keep.of(kept, rate, (key,)), rate
+        return ctx.keep.zero_(kept)  # type: ignore[no-any-return]
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_kept: Tensor) -> tuple[Tensor | None, ...]:
+        return ctx.keep.zero_(torch.div(d_kept, 1 - ctx.rate).contiguous()), None, None
 
 
 class Keep:
@@ -64,7 +81,7 @@ def new_key() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def _words(n_words: int, key: tuple[int, ...] | int, device: torch.device) -> Tensor:
+def _words(n_words: int, key: tuple[int, ...], device: torch.device) -> Tensor:
     """Random 32-bit words, shape (n_words,), int32."""
     if device.type == "cpu":
         raw = np.random.SFC64(key).random_raw(-(-n_words // 2))

@@ -59,9 +59,7 @@ class _Embed(torch.autograd.Function):
     """Embedded edges (n_edges, n_out) of a geometry, which gets no gradient."""
 
     @staticmethod
-    def forward(
-        ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, chance: _Chance
-    ) -> Tensor:
+    def forward(ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, chance: _Chance) -> Tensor:
         weights = _Weights(first, last, bias)
         embedded = first.new_empty(len(geometry.distance), len(last))
         for block in _blocks(weights, geometry, chance):
@@ -71,7 +69,7 @@ class _Embed(torch.autograd.Function):
         return embedded
 
     @staticmethod
-    @torch.autograd.function.once_differentiable  # type: ignore[misc]
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_embedded: Tensor) -> tuple[Tensor | None, ...]:
         weights = _Weights(*ctx.saved_tensors)
         gradient = _Weights(*(torch.zeros_like(one) for one in weights))
