@@ -9,7 +9,10 @@ The parts:
 - paper: the published flow;
 - default; of the same fit `anchor alone` and `flow alone`, its two halves;
 - without patterns: every gene of its own is learned, not what few patterns tell;
-- panel's own patterns: told by the genes of the panel alone, not by two hundred others beside them.
+- panel's own patterns: told by the genes of the panel alone, not by two hundred others beside them;
+- one view: the anchor looks at the whole embedding alone, not also at its parts;
+- one network: a single member;
+- published sizes: edges and learning rate of the published network, `pairwise_dim=128`, `learning_rate=5e-4`.
 """
 
 import json
@@ -18,6 +21,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -26,6 +30,7 @@ from heldout import MIN_COUNTS, write_manifest
 
 from histoflow import io, models, workflow
 from histoflow._errors import HistoflowWarning
+from histoflow.models.training import Training
 from histoflow.pp import Panel, choose_panel
 from histoflow.pp.expression import keep_spots, panel_log1p
 from histoflow.stats.metrics import mean_with_nan_as_zero, pearson
@@ -74,13 +79,40 @@ def own_patterns(train: list[AnnData], section: AnnData, panel: Panel, seed: int
     return {"panel's own patterns": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
 
 
+def one_view(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
+    """The default flow moved towards an anchor that looks at the whole embedding alone."""
+    with mock.patch("histoflow.models.stflow.views_of", lambda made, n_features: (np.arange(n_features),)):
+        model = models.STFlow(seed=seed).fit(train, panel=panel)
+    return {"one view": r_of(model.predict(section), section, panel)}
+
+
+def one_network(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
+    """The default flow with a single member."""
+    model = models.STFlow(training=Training(learning_rate=1e-3, n_members=1), seed=seed)
+    return {"one network": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
+
+
+def published_sizes(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
+    """The default flow with the sizes and the steps of the published network."""
+    model = models.STFlow(network=models.Network(), training=Training(n_members=3), seed=seed)
+    return {"published sizes": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
+
+
 def references(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
     """The linear probe and the published flow."""
     made = {"hest_fm": models.RidgeProbe(seed=seed), "paper": models.STFlow("paper", seed=seed)}
     return {name: r_of(one.fit(train, panel=panel).predict(section), section, panel) for name, one in made.items()}
 
 
-VARIANTS: tuple[Callable[..., dict[str, float]], ...] = (references, halves, without_patterns, own_patterns)
+VARIANTS: tuple[Callable[..., dict[str, float]], ...] = (
+    references,
+    halves,
+    without_patterns,
+    own_patterns,
+    one_view,
+    one_network,
+    published_sizes,
+)
 
 
 def main(data: Path, out: Path, n_seeds: int) -> None:
@@ -109,7 +141,12 @@ def main(data: Path, out: Path, n_seeds: int) -> None:
     flat = {key: {name: r for found in one.values() for name, r in found.items()} for key, one in told.items()}
     for group, prefix in (("C2–C5", "C"), ("olfactory bulbs", "M")):
         rows = [one for key, one in flat.items() if key.startswith(prefix)]
-        print(group, {name: round(float(np.mean([row[name] for row in rows])), 4) for name in rows[0]})
+        seeds = (
+            np.array([[row[name] for name in rows[0]] for row in rows]).reshape(n_seeds, -1, len(rows[0])).mean(axis=1)
+        )
+        spread = seeds.std(axis=0, ddof=1) if n_seeds > 1 else np.full(len(rows[0]), np.nan)
+        for name, r, sd in zip(rows[0], seeds.mean(axis=0), spread, strict=True):
+            print(f"{group:16} {name:22} r {r:.4f}, standard deviation over seeds {sd:.4f}")
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def invented(n_tiles: int) -> AnnData:
     tiles = AnnData(shape=(n_tiles, 0))
     tiles.obsm["spatial"], tiles.obsm["spatial_um"] = xy / 0.5, xy
     tiles.obsm["gigapath"] = rng.standard_normal((n_tiles, 1536), dtype=np.float32)
-    made = {"name": "gigapath", "n_features": 1536, "standardize": False} | dict(STPathZeroShot.recipe or {})
+    made = {"name": "gigapath", "n_features": 1536, "standardize": False} | dict(STPathZeroShot.embedding_recipe or {})
     tiles.uns[UNS] = {"section": "invented", EMBEDDINGS: {"gigapath": made}}
     return tiles
 

@@ -9,8 +9,11 @@ from histoflow.models import anchor
 from histoflow.models.anchor import ALPHAS, Anchor, Similarity, fit_anchor, held_out, low_rank
 from histoflow.models.inner import InnerFolds
 from histoflow.models.member import Projection
+from histoflow.models.views import views_of
 
 N_SPOTS, N_GENES = 90, 8
+WHOLE = views_of({}, 6)
+THREE = views_of({"patch_um": [112.0, 224.0]}, 6)
 
 
 @pytest.fixture
@@ -104,48 +107,69 @@ def test_spots_in_one_place_do_no_harm(embedding):
     np.testing.assert_allclose(coordinates @ coordinates.T, kernel(components, components), atol=1e-4)
 
 
-def test_it_is_the_centred_kernel_ridge_of_scikit_learn(embedding, log1p, inner):
+def kernel_ridge(embedding, unseen, log1p, alpha):
+    """Scikit-learn's kernel ridge with an intercept, which is the kernel centred in feature space."""
     projection, components = projected(embedding)
-    fitted, told = fit_anchor(embedding, log1p, inner, projection, seed=0)
-    assert told["alpha"] in ALPHAS
-    unseen = np.random.default_rng(5).normal(size=(25, 6)).astype(np.float32) * 2
-    across = kernel(projection(unseen).numpy(), components)
-    within = kernel(components, components)
-    # An intercept is the kernel centred in feature space.
+    across, within = kernel(projection(unseen).numpy(), components), kernel(components, components)
     inside = within - within.mean(axis=0) - within.mean(axis=1)[:, None] + within.mean()
     outside = across - within.mean(axis=0) - across.mean(axis=1)[:, None] + within.mean()
-    oracle = KernelRidge(alpha=told["alpha"], kernel="precomputed").fit(inside, log1p - log1p.mean(axis=0))
-    wanted = oracle.predict(outside) + log1p.mean(axis=0)
-    np.testing.assert_allclose(fitted.predict(unseen), wanted, atol=2e-3)
+    oracle = KernelRidge(alpha=alpha, kernel="precomputed").fit(inside, log1p - log1p.mean(axis=0))
+    return oracle.predict(outside) + log1p.mean(axis=0)
+
+
+@pytest.mark.parametrize("views", [WHOLE, THREE])
+def test_it_is_the_mean_over_views_of_the_centred_kernel_ridge_of_scikit_learn(embedding, log1p, inner, views):
+    fitted = fit_anchor(embedding, log1p, inner, views)
+    unseen = np.random.default_rng(5).normal(size=(25, 6)).astype(np.float32) * 2
+    assert all(view.alpha in ALPHAS for view in fitted.views)
+    wanted = [
+        kernel_ridge(embedding[:, columns], unseen[:, columns], log1p, view.alpha)
+        for columns, view in zip(views, fitted.views, strict=True)
+    ]
+    np.testing.assert_allclose(fitted.predict(unseen), np.mean(wanted, axis=0), atol=2e-3)
 
 
 def test_held_out_predictions_have_not_seen_their_fold(embedding, log1p, inner):
-    fitted, told = fit_anchor(embedding, log1p, inner, projected(embedding)[0], seed=0)
+    fitted = fit_anchor(embedding, log1p, inner, THREE)
 
     def learned(expression):
         return lambda rows: low_rank(expression, 3, rows=rows)[rows]
 
-    found = held_out(fitted, embedding, learned(log1p), inner, alpha=told["alpha"])
+    found = held_out(fitted, embedding, learned(log1p), inner)
     test = inner.folds[1][1]
     poisoned = log1p.copy()
     poisoned[test] = 100 * np.random.default_rng(2).random((len(test), N_GENES))
-    again = held_out(fitted, embedding, learned(poisoned), inner, alpha=told["alpha"])
+    again = held_out(fitted, embedding, learned(poisoned), inner)
     np.testing.assert_array_equal(again[test], found[test])
     assert not np.allclose(again, found)
     measured, predicted = log1p[test] - log1p.mean(axis=0), found[test] - log1p.mean(axis=0)
     assert np.corrcoef(measured.ravel(), predicted.ravel())[0, 1] > 0.5
 
 
+def test_held_out_predictions_are_those_of_an_anchor_fitted_without_the_fold(embedding, log1p, inner):
+    fitted = fit_anchor(embedding, log1p, inner, THREE)
+    found = held_out(fitted, embedding, lambda rows: log1p[rows], inner)
+    train, test = inner.folds[2]
+    wanted = np.zeros((len(test), N_GENES))
+    for view in fitted.views:
+        coordinates = view.coordinates(embedding)
+        centred = coordinates[train] - coordinates[train].mean(axis=0)
+        ridge = np.linalg.solve(centred.T @ centred + view.alpha * np.eye(centred.shape[1]), centred.T @ log1p[train])
+        wanted += (coordinates[test] - coordinates[train].mean(axis=0)) @ ridge + log1p[train].mean(axis=0)
+    np.testing.assert_allclose(found[test], wanted / len(fitted.views), atol=2e-3)
+
+
 def test_spots_of_no_fold_have_no_held_out_prediction(embedding, log1p, inner):
-    fitted, told = fit_anchor(embedding, log1p, inner, projected(embedding)[0], seed=0)
+    fitted = fit_anchor(embedding, log1p, inner, WHOLE)
     one = InnerFolds("one", inner.folds[:1])
-    found = held_out(fitted, embedding, lambda rows: log1p[rows], one, alpha=told["alpha"])
+    found = held_out(fitted, embedding, lambda rows: log1p[rows], one)
     test = inner.folds[0][1]
     assert np.isfinite(found[test]).all()
     assert np.isnan(np.delete(found, test, axis=0)).all()
 
 
 def test_arrays_give_it_back(embedding, log1p, inner):
-    fitted, _ = fit_anchor(embedding, log1p, inner, projected(embedding)[0], seed=0)
+    fitted = fit_anchor(embedding, log1p, inner, THREE)
     again = Anchor.of(fitted.arrays())
+    assert len(again.views) == 3
     np.testing.assert_array_equal(again.predict(embedding), fitted.predict(embedding))

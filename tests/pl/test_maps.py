@@ -46,7 +46,7 @@ def test_measured_and_predicted_share_their_colours_and_genes_do_not():
 
 
 def test_each_map_shows_its_own_column():
-    figure = pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, spread=PREDICTED / 9)
+    figure = pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=PREDICTED / 9)
     drawn = [circles(axes).get_array() for axes in panels(figure)]
     for row in range(2):
         for shown, values in zip(drawn[3 * row :], (MEASURED, PREDICTED, PREDICTED / 9), strict=False):
@@ -55,10 +55,10 @@ def test_each_map_shows_its_own_column():
 
 def test_colour_bars_say_the_scale():
     figure = pl.measured_beside_predicted(
-        MEASURED, PREDICTED, xy_um=XY, genes=GENES, spread=PREDICTED, scale_label="log1p of raw counts"
+        MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=PREDICTED, scale_label="log1p of raw counts"
     )
     labels = [axes.get_ylabel() for axes in figure.axes if axes.get_ylabel()]
-    assert labels == ["log1p of raw counts", "s.d. of the draws"] * 2
+    assert labels == ["log1p of raw counts", "interval width"] * 2
 
 
 @pytest.mark.parametrize("thumbnail", [None, WHITE])
@@ -134,8 +134,8 @@ def test_inputs_stay_as_they_were():
 def test_what_does_not_fit_is_told():
     with pytest.raises(ShapeError, match=r"predicted must have shape \(n_spots, n_genes\) = \(24, 2\), got \(24, 1\)"):
         pl.measured_beside_predicted(MEASURED, PREDICTED[:, :1], xy_um=XY, genes=GENES)
-    with pytest.raises(ShapeError, match=r"spread must have shape .* got \(24,\)"):
-        pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, spread=np.ones(24))
+    with pytest.raises(ShapeError, match=r"width must have shape .* got \(24,\)"):
+        pl.measured_beside_predicted(MEASURED, PREDICTED, xy_um=XY, genes=GENES, width=np.ones(24))
     with pytest.raises(ShapeError, match=r"xy_um must have shape \(n_spots, 2\) with at least one spot, got \(24, 3\)"):
         pl.expression_map(MEASURED, np.zeros((24, 3)), genes=GENES)
     with pytest.raises(OptionError, match="genes must name 1 to 6 columns, got 7"):

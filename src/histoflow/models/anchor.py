@@ -1,8 +1,8 @@
-"""The anchor: what an image alone says of a spot, in closed form, by a ridge on similarities to the training spots."""
+"""The anchor: what an image alone says of a spot, in closed form, by ridges on similarities to the training spots."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from histoflow.models.linear import LinearHead, RidgePath
 from histoflow.models.member import Projection
 from histoflow.models.ridge_folds import fit_grouped_ridge
 from histoflow.models.spots import Floats
+from histoflow.models.views import Columns
 
 ALPHAS = np.logspace(-2, 3, 16)
 """Strengths tried: the variance of the noise in units of that of the signal."""
@@ -25,7 +26,8 @@ _MOST_LANDMARKS = 2048
 _REACH = 2.0
 """Distance at which similarity has fallen to 1 / e, in root mean squares of that of two training spots."""
 _LEAST_VALUE = 1e-9
-_HEAD, _PROJECTION, _LANDMARKS, _ROOT = "head/", "projection/", "landmarks", "root"
+_HEAD, _PROJECTION = "head/", "projection/"
+_COLUMNS, _LANDMARKS, _ROOT, _ALPHA = "columns", "landmarks", "root", "alpha"
 
 
 def low_rank(
@@ -97,22 +99,28 @@ class Similarity:
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """Expression of a spot from its own embedding.
+class ViewHead:
+    """Expression of a spot from one view of its embedding.
 
     Attributes
     ----------
+    columns
+        Of the embedding, shape (n_columns,), see `views.views_of`.
     projection
-        Of the embeddings, onto principal components.
+        Of these columns, onto principal components.
     similarity
         To the training spots.
     head
         From similarity to log1p expression.
+    alpha
+        Strength of the ridge behind the head.
     """
 
+    columns: Columns
     projection: Projection
     similarity: Similarity
     head: LinearHead
+    alpha: float
 
     def predict(self, embedding: Floats) -> Floats:
         """Map embeddings (n_spots, n_features) to log1p expression, (n_spots, n_genes), float32."""
@@ -121,28 +129,69 @@ class Anchor:
 
     def coordinates(self, embedding: Floats) -> Floats:
         """Embeddings (n_spots, n_features) in coordinates of similarity."""
-        return self.similarity(self.projection(embedding).numpy())
+        return self.similarity(self.projection(embedding[:, self.columns]).numpy())
 
     def arrays(self) -> Arrays:
         """The numbers, by name, for a file."""
         return {
             **named(_PROJECTION, vars(self.projection)),
             **named(_HEAD, self.head.arrays()),
+            _COLUMNS: self.columns,
             _LANDMARKS: self.similarity.landmarks,
             _ROOT: self.similarity.root,
+            _ALPHA: np.array([self.alpha]),
+        }
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, Any]) -> ViewHead:
+        """Make a head of what `arrays` returned."""
+        similarity = Similarity(arrays[_LANDMARKS], arrays[_ROOT])
+        projection, head = Projection(**under(_PROJECTION, arrays)), LinearHead.of(under(_HEAD, arrays))
+        return cls(arrays[_COLUMNS], projection, similarity, head, float(arrays[_ALPHA][0]))
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """Expression of a spot from its own embedding: the mean of what several views of it say.
+
+    Attributes
+    ----------
+    views
+        One head for each.
+    """
+
+    views: tuple[ViewHead, ...]
+
+    def predict(self, embedding: Floats) -> Floats:
+        """Map embeddings (n_spots, n_features) to log1p expression, (n_spots, n_genes), float32."""
+        predicted: Floats = np.mean([view.predict(embedding) for view in self.views], axis=0)
+        return predicted
+
+    def arrays(self) -> Arrays:
+        """The numbers, by name, for a file."""
+        return {
+            key: value
+            for number, view in enumerate(self.views)
+            for key, value in named(f"{number}/", view.arrays()).items()
         }
 
     @classmethod
     def of(cls, arrays: Mapping[str, Any]) -> Anchor:
         """Make an anchor of what `arrays` returned."""
-        similarity = Similarity(arrays[_LANDMARKS], arrays[_ROOT])
-        return cls(Projection(**under(_PROJECTION, arrays)), similarity, LinearHead.of(under(_HEAD, arrays)))
+        n_views = len({key.partition("/")[0] for key in arrays})
+        return cls(tuple(ViewHead.of(under(f"{number}/", arrays)) for number in range(n_views)))
 
 
 def fit_anchor(
-    embedding: Floats, log1p: Floats, inner: InnerFolds, projection: Projection, *, seed: int
-) -> tuple[Anchor, dict[str, Any]]:
-    """Fit the anchor, its ridge as strong as the inner folds ask for (kernel ridge regression; Laplacian kernel).
+    embedding: Floats,
+    log1p: Floats,
+    inner: InnerFolds,
+    views: Sequence[Columns],
+    *,
+    n_components: int = 100,
+    seed: int = 0,
+) -> Anchor:
+    """Fit the anchor, each ridge as strong as the inner folds ask for (kernel ridge regression; Laplacian kernel).
 
     Parameters
     ----------
@@ -152,36 +201,40 @@ def fit_anchor(
         Expression to learn, shape (n_spots, n_genes), log1p.
     inner
         Folds of these rows.
-    projection
-        Of the embeddings.
+    views
+        Columns of each view.
+    n_components
+        Principal components kept of a view, at most.
     seed
         Which spots are landmarks, where there are too many.
 
     Returns
     -------
-    The anchor, and what was chosen, as JSON holds it.
+    The anchor; its views carry the strengths that were chosen.
     """
-    components = projection(embedding).numpy()
+    return Anchor(tuple(_fit_view(embedding, log1p, inner, columns, n_components, seed) for columns in views))
+
+
+def _fit_view(
+    embedding: Floats, log1p: Floats, inner: InnerFolds, columns: Columns, n_components: int, seed: int
+) -> ViewHead:
+    looked_at = embedding[:, columns]
+    projection = Projection.fit(looked_at, n_components, whitening=WHITENING)
+    components = projection(looked_at).numpy()
     similarity = Similarity.fit(components, seed)
-    coordinates = similarity(components)
-    head, report = fit_grouped_ridge(coordinates, log1p, inner, alphas=ALPHAS, standardise=False)
-    return Anchor(projection, similarity, head), report
+    head, told = fit_grouped_ridge(similarity(components), log1p, inner, alphas=ALPHAS, standardise=False)
+    return ViewHead(columns, projection, similarity, head, told["alpha"])
 
 
 def held_out(
-    anchor: Anchor,
-    embedding: Floats,
-    learned: Callable[[NDArray[np.intp]], Floats],
-    inner: InnerFolds,
-    *,
-    alpha: float,
+    anchor: Anchor, embedding: Floats, learned: Callable[[NDArray[np.intp]], Floats], inner: InnerFolds
 ) -> Floats:
     """Predictions of the training spots by anchors of the same strength that have not learned from them.
 
     Parameters
     ----------
     anchor
-        Gives projection and landmarks.
+        Gives projections, landmarks and strengths.
     embedding
         Of the training spots, shape (n_spots, n_features).
     learned
@@ -189,18 +242,20 @@ def held_out(
         (n_rows, n_genes), log1p.
     inner
         Folds of these rows.
-    alpha
-        Strength of the ridge.
 
     Returns
     -------
     Shape (n_spots, n_genes), log1p, float32; NaN for spots that no fold holds out.
     """
-    coordinates = anchor.coordinates(embedding)
-    found = np.full((len(embedding), anchor.head.coef.shape[1]), np.nan, np.float32)
-    for train, test in inner.folds:
-        head = RidgePath(coordinates[train], learned(train), standardise=False).head(alpha)
-        found[test] = head.predict(coordinates[test])
+    targets = [learned(train) for train, _ in inner.folds]
+    found = np.full((len(embedding), anchor.views[0].head.coef.shape[1]), np.nan, np.float32)
+    for _, test in inner.folds:
+        found[test] = 0
+    for view in anchor.views:
+        coordinates = view.coordinates(embedding)
+        for (train, test), target in zip(inner.folds, targets, strict=True):
+            head = RidgePath(coordinates[train], target, standardise=False).head(view.alpha)
+            found[test] += head.predict(coordinates[test]) / np.float32(len(anchor.views))
     return found
 
 

@@ -15,7 +15,6 @@ from scipy.spatial import KDTree
 from histoflow._errors import NotFittedError, OptionError
 from histoflow._keys import Missing
 from histoflow.flow import EulerSampler, prior_from_name
-from histoflow.models.anchor import WHITENING as ANCHOR_WHITENING
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
 from histoflow.models.arrays import Arrays, named, under
 from histoflow.models.base import Estimator
@@ -26,6 +25,7 @@ from histoflow.models.recipes import recipe_from_name
 from histoflow.models.ridge import stacked
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.training import History, Training, seeded, train
+from histoflow.models.views import views_of
 from histoflow.pp.expression import Panel, panel_log1p, variable_genes
 
 _SMALLEST_CROP = 2
@@ -167,13 +167,14 @@ class STFlow(Estimator):
         """Fit what the flow is moved towards, how far, and how measured spots depart from that."""
         embedding, log1p = stacked(learned)
         _, raw = stacked(measured)
-        projection = Projection.fit(embedding, self.network.n_components, whitening=ANCHOR_WHITENING)
-        self._anchor, told = fit_anchor(embedding, log1p, inner, projection, seed=self.seed)
+        views = views_of(self.embedding_ or {}, embedding.shape[1])
+        n_components = self.network.n_components
+        self._anchor = fit_anchor(embedding, log1p, inner, views, n_components=n_components, seed=self.seed)
 
         def of_rows(rows: NDArray[np.intp]) -> Floats:
             return stacked(self._learned(measured, rows))[1][rows]
 
-        expected = held_out(self._anchor, embedding, of_rows, inner, alpha=told["alpha"])
+        expected = held_out(self._anchor, embedding, of_rows, inner)
         self._share, by_share = _best_share(raw, expected, [flow for flow, _ in searches], inner)
         for (_, test), (flow, _) in zip(inner.folds, searches, strict=False):
             expected[test] += np.float32(self._share) * (flow - expected[test])
@@ -181,7 +182,8 @@ class STFlow(Estimator):
         self._expected = np.maximum(expected, 0.0)
         residuals = np.split(raw - self._expected, np.cumsum([len(own) for own in spots])[:-1])
         self._departure = Departure.fit(residuals, spots, self.pitch_um_) if inner.folds else None
-        return {"anchor": told, "flow_share": self._share, "error_by_share": by_share}
+        alphas = [view.alpha for view in self._anchor.views]
+        return {"anchor": {"alpha": alphas}, "flow_share": self._share, "error_by_share": by_share}
 
     def _search(self, measured: list[Measured], inner: InnerFolds) -> list[tuple[Floats, History]]:
         """Train on all but one inner fold, and see after how many epochs that fold is predicted best, and how."""

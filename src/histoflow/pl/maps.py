@@ -16,7 +16,7 @@ from histoflow._errors import ShapeError
 from histoflow.pl.figures import LOG1P_LIBRARY, Floats, check_genes, new_figure, r_note, shaped
 
 _MAX_ROWS, _MAX_PANELS = 6, 16
-_EXPRESSION, _SPREAD = "viridis", "magma"  # both perceptually uniform, and not mistaken for one another
+_EXPRESSION, _WIDTH = "viridis", "magma"  # both perceptually uniform, and not mistaken for one another
 _OUTLINE = "#E69F00"  # stands out from eosin, haematoxylin and glass alike
 _PANEL_INCH = 2.5
 _COVER, _COVER_ON_IMAGE = 0.95, 0.7
@@ -46,7 +46,7 @@ def measured_beside_predicted(
     xy_um: ArrayLike,
     genes: Sequence[str],
     thumbnail: Thumbnail | None = None,
-    spread: ArrayLike | None = None,
+    width: ArrayLike | None = None,
     r: Sequence[float] | None = None,
     scale_label: str = LOG1P_LIBRARY,
 ) -> Figure:
@@ -62,8 +62,8 @@ def measured_beside_predicted(
         Name of each column, at most 6.
     thumbnail
         Image drawn pale under the spots.
-    spread
-        Standard deviation of the prediction, shape (n_spots, n_genes), for a third column.
+    width
+        Width of the intervals for the measured values, shape (n_spots, n_genes), on the same scale, for a third column.
     r
         Pearson r of each gene, for the titles; NaN is written as "not defined".
     scale_label
@@ -86,16 +86,16 @@ def measured_beside_predicted(
     spots = _Spots.of(xy_um, thumbnail)
     shape = (len(spots.xy_um), len(genes))
     measured, predicted = shaped("measured", measured, shape), shaped("predicted", predicted, shape)
-    spreads = None if spread is None else shaped("spread", spread, shape)
-    n_bars = 1 if spreads is None else 2
+    widths = None if width is None else shaped("width", width, shape)
+    n_bars = 1 if widths is None else 2
     figure, grid = _map_grid(spots, len(genes), n_bars + 1, n_bars=n_bars)
     for row, gene in enumerate(genes):
         pair = np.stack([measured[:, row], predicted[:, row]])
         titles = f"{gene}, measured", f"{gene}, predicted{r_note(r, row)}"
         _draw_maps(grid[row, :2], spots, pair, titles, label=scale_label, colours=_EXPRESSION)
-        if spreads is not None:
-            values = spreads[None, :, row]
-            _draw_maps(grid[row, 2:], spots, values, [f"{gene}, spread"], label="s.d. of the draws", colours=_SPREAD)
+        if widths is not None:
+            values = widths[None, :, row]
+            _draw_maps(grid[row, 2:], spots, values, [f"{gene}, interval"], label="interval width", colours=_WIDTH)
     _add_scale_bar(grid[-1, 0], spots)
     return figure
 

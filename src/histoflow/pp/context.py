@@ -24,7 +24,7 @@ _BLOCK = 1 << 12
 def add_context(
     section: AnnData,
     encoder: str,
-    context_um: Sequence[float] = (250.0, 500.0),
+    context_um: Sequence[float] = (125.0, 250.0, 500.0, 1000.0),
     *,
     around: AnnData | None = None,
 ) -> AnnData:

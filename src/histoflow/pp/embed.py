@@ -71,7 +71,7 @@ class Recipe:
     """
 
     patch_um: tuple[float, ...] = (112.0, 224.0)
-    context_um: tuple[float, ...] = (250.0, 500.0)
+    context_um: tuple[float, ...] = (125.0, 250.0, 500.0, 1000.0)
     grid_um: float = 112.0
     standardize: bool = True
 

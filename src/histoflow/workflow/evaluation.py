@@ -11,7 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow import bench, io, models, pl
-from histoflow._keys import SPATIAL_UM, STD, UNS, facts, section_name
+from histoflow._keys import LOWER, SPATIAL_UM, UNS, UPPER, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
 from histoflow.workflow.baselines import with_baselines
@@ -176,12 +176,12 @@ def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section:
     pair = (np.asarray(shown.layers["measured"]), np.asarray(shown.X))
     scale = str(facts(predicted)["scale"])
     about: dict[str, Any] = {"genes": genes, "r": r[genes].tolist(), "scale_label": scale}
-    spread = np.asarray(shown.layers[STD]) if STD in shown.layers else None
+    width = np.asarray(shown.layers[UPPER]) - shown.layers[LOWER] if UPPER in shown.layers else None
     maps = pl.measured_beside_predicted(
         *pair,
         xy_um=shown.obsm[SPATIAL_UM],
         thumbnail=None if facts(section).get("kind") == FEATURES else slide_thumbnail(io.open_section_slide(section)),
-        spread=spread,
+        width=width,
         **about,
     )
     bars = pl.gene_bars(r, title=f"{name}, {model}: {part['shares'].iloc[0]}")
