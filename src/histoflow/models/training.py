@@ -47,8 +47,8 @@ class Training:
         Inner folds, at most, on which the number of epochs is chosen; 0 to train for `max_epochs`.
     precision
         Of matrix products, in training and in drawing: ``"fp32"``, or ``"bf16"``, which is faster where a processor has
-        instructions for it. Weights, sums and logits are float32 either way; estimates differ by about a hundredth of
-        their spread.
+        instructions for it. Weights, sums and logits are float32 either way; estimates differ by some two
+        hundredths of their spread.
     """
 
     max_epochs: int = 30
