@@ -1,8 +1,8 @@
 """The denoiser beside the published network written the obvious way: `python benchmarks/denoiser.py --spots 4000`.
 
-Prints one line of JSON. On each side, medians of wall clock (`step_s`, `sample_s`, `sample16_s`) and of processor time
-(the same with `cpu_` before it), peak memory of training (`max_rss_gb`) and of drawing (`sample_rss_gb`), and the number
-of parameters. Each side runs in processes of its own, ours and the reference in turn, `--repeats` times.
+Prints one line of JSON: on each side, medians of wall clock (`step_s`, `sample_s`, `sample16_s`) and of processor
+time (the same with `cpu_` before it), peak memory of training (`max_rss_gb`) and of drawing (`sample_rss_gb`), and the
+number of parameters. Each side runs in processes of its own, ours and the reference in turn, `--repeats` times.
 
 All spots of one section, on a jittered hexagonal lattice, are one crop: 1024 features, 50 genes, 8 neighbours (no ties),
 published sizes, four calls of the denoiser a draw. A training step is forward, backward, clipping and Adam's step. Ours
