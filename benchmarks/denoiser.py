@@ -4,7 +4,7 @@ Prints one line of JSON: on each side, medians of wall clock (`step_s`, `sample_
 time (the same with `cpu_` before it), peak memory of training (`max_rss_gb`) and of drawing (`sample_rss_gb`), and the
 number of parameters. Each side runs in processes of its own, ours and the reference in turn, `--repeats` times.
 
-All spots of one section, on a jittered hexagonal lattice, are one crop: 1024 features, 50 genes, 8 neighbours (no ties),
+All spots of a section, on a jittered hexagonal lattice, are one crop: 1024 features, 50 genes, 8 neighbours (no ties),
 published sizes, four calls of the denoiser a draw. A training step is forward, backward, clipping and Adam's step. Ours
 has the graph and its geometry from before the step, as has a step on a whole section that does not change; training on
 random crops finds them anew for each crop. The reference finds them in every layer, as it was published. Edges are
