@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
+from histoflow.models.noise import prior_noise
 from histoflow.models.spots import Floats, Spots
 from histoflow.pp.graph import neighbors
 
@@ -192,7 +193,7 @@ def start_noise(prior: Prior, spots: Spots, shape: tuple[int, int], seed: int) -
 
     Noise belongs to spots by their ids, so that their order does not matter.
     """
-    n_draws, n_genes = shape
-    rank = torch.from_numpy(np.argsort(np.argsort(spots.ids, kind="stable"), kind="stable"))
-    generator = torch.Generator().manual_seed(seed)
-    return [prior.sample((len(spots), n_genes), generator)[rank] for _ in range(n_draws)]
+    noise = [torch.empty(len(spots), shape[1]) for _ in range(shape[0])]
+    for draw, rows, values in prior_noise(prior, spots.ids, shape, seed):
+        noise[draw][torch.from_numpy(rows)] = torch.from_numpy(values)
+    return noise
