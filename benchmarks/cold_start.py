@@ -87,7 +87,9 @@ def main() -> None:
         print(json.dumps({"repeats": given.repeats, "commands": told}))
         return
     for name, one in told.items():
-        print(f"{name:20s} {one['seconds']:6.2f} s  {one['cpu_seconds']:6.2f} CPU s  {one['cpu_to_torch']:5.2f} × torch")
+        print(
+            f"{name:20s} {one['seconds']:6.2f} s  {one['cpu_seconds']:6.2f} CPU s  {one['cpu_to_torch']:5.2f} × torch"
+        )
 
 
 if __name__ == "__main__":
