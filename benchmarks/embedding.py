@@ -1,7 +1,7 @@
 """Tiles a second, ours beside LazySlide's `feature_extraction`: `python benchmarks/embedding.py [--json]`.
 
-The same timm model, its weights drawn from a seed and saved, the same slide, tiles, precision and threads; both read the
-slide and encode it, in turn, and the ratio is the median over pairs. Also how close the features are, and `scatter` at
+The same timm model, its weights drawn from a seed and saved, the same slide, tiles, precision and threads; both read
+the slide and encode it, in turn, and the ratio is the median over pairs. Also how close the features are, and `scatter` at
 its full recipe beside the bfloat16 forward of the same network on as many patches.
 """
 
@@ -21,7 +21,7 @@ import tifffile
 import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests import torchvision_stub  # noqa: E402, F401  a torchvision built against another torch is repaired here alone
+from tests import torchvision_stub  # noqa: F401  a torchvision built against another torch is repaired here alone
 
 SIDE, MPP = 224, 0.5
 
