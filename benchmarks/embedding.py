@@ -1,8 +1,8 @@
 """Tiles a second, ours beside LazySlide's `feature_extraction`: `python benchmarks/embedding.py [--json]`.
 
 The same timm model, its weights drawn from a seed and saved, the same slide, tiles, precision and threads; both read
-the slide and encode it, in turn, and the ratio is the median over pairs. Also how close the features are, and `scatter` at
-its full recipe beside the bfloat16 forward of the same network on as many patches.
+the slide and encode it, in turn, and the ratio is the median over pairs. Also how close the features are, and `scatter`
+at its full recipe beside the bfloat16 forward of the same network on as many patches.
 """
 
 import argparse
