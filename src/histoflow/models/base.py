@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,7 +26,9 @@ from histoflow._errors import (
 )
 from histoflow._files import atomic_path, read_json, write_json
 from histoflow._keys import DENSE, EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
+from histoflow._progress import track
 from histoflow.models.arrays import Arrays
+from histoflow.models.parts import Drawer, MakeShelf, Part, Reach, Rows, n_at_once, parts_of
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
@@ -172,15 +174,81 @@ class Estimator(ABC):
         MissingSlotError, EncoderMismatchError
             If the section is not embedded, or another way than the training sections.
         """
+        self._checked(n_samples)
+        draws = self._draw(self._spots(section), n_samples)
+        predicted = self._predicted(section, draws)
+        predicted.uns[UNS] |= {"samples": draws} if return_samples else {}
+        return predicted
+
+    @final
+    def predict_parts(
+        self,
+        section: AnnData,
+        *,
+        n_samples: int = 16,
+        n_places: int | None = None,
+        shelf: MakeShelf = np.empty,
+    ) -> tuple[AnnData, Iterator[tuple[Rows, AnnData]]]:
+        """Predict a section part by part, to the same numbers as `predict`, with bounded memory.
+
+        Parameters
+        ----------
+        section
+            As in `predict`; embeddings may be memory-mapped, and are read part by part.
+        n_samples
+            As in `predict`.
+        n_places
+            Most places of a part; None for as many as make some 10⁸ numbers.
+        shelf
+            Makes a float32 array of a shape, for the noise of all places where the estimator draws: in memory, unless
+            told otherwise.
+
+        Returns
+        -------
+        A prediction without its numbers, for the whole section; and rows of the section (n_rows,), ascending, with
+        their prediction, for every part.
+
+        Raises
+        ------
+        NotFittedError, MissingSlotError, EncoderMismatchError
+            As in `predict`.
+        OptionError
+            If the estimator looks at a section as a whole, see `in_parts`.
+        """
+        self._checked(n_samples)
+        reach = self._reach()
+        if reach is None:
+            raise OptionError(f"{self.method} looks at a section as a whole, not in parts; use predict")
+        places = spots_of(section, None)
+        draw = self._drawer(places, n_samples, shelf)
+        frame = self._frame(section, draw.n_draws)
+        parts = list(parts_of(places, reach, n_places or n_at_once(frame.n_vars, draw.n_draws)))
+        return frame, ((part.own, self._part(section, part, draw)) for part in track(parts, "parts"))
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether a section can be predicted part by part, see `predict_parts`."""
+        return self._reach() is not None
+
+    @final
+    def _part(self, section: AnnData, part: Part, draw: Drawer) -> AnnData:
+        own = section[part.own]
+        around = own if part.around is part.own else section[part.around]
+        return self._predicted(own, draw.at(self._spots(around), part))
+
+    @final
+    def _checked(self, n_samples: int) -> None:
         self._fitted()
         if n_samples < 1:
             raise OptionError(f"n_samples is {n_samples}; give at least 1")
-        draws = self._draw(self._spots(section), n_samples)
+
+    @final
+    def _predicted(self, section: AnnData, draws: Floats) -> AnnData:
+        """A prediction of draws (n_draws, n_spots, n_genes), log1p."""
         predicted = self._frame(section, len(draws))
         predicted.X = _mean(draws)
         if len(draws) > 1:
             predicted.layers[STD] = draws.std(axis=0, dtype=np.float64, ddof=1).astype(np.float32)
-        predicted.uns[UNS] |= {"samples": draws} if return_samples else {}
         return self._completed(predicted, section)
 
     @final
@@ -286,6 +354,14 @@ class Estimator(ABC):
     def _completed(self, predicted: AnnData, section: AnnData) -> AnnData:
         """Give a prediction what is more than expression and its spread."""
         return predicted
+
+    def _reach(self) -> Reach | None:
+        """How far around a place its prediction looks; None where it looks at the section as a whole."""
+        return None
+
+    def _drawer(self, places: Spots, n_samples: int, shelf: MakeShelf) -> Drawer:
+        """What draws parts of a section; `places` are all of it, without embeddings."""
+        return Drawer(1, lambda around, _: self._draw(around, n_samples))
 
     def _held_out(self) -> Floats | None:
         """Predictions of the training spots that `_fit` made without having learned from them, (n_spots, n_genes).

@@ -14,6 +14,7 @@ from histoflow.models.arrays import Arrays
 from histoflow.models.base import Estimator
 from histoflow.models.inner import inner_folds
 from histoflow.models.linear import LinearHead
+from histoflow.models.parts import Reach
 from histoflow.models.ridge import drawn, stacked
 from histoflow.models.ridge_folds import fit_grouped_ridge
 from histoflow.models.spots import Floats, Measured, Spots
@@ -41,6 +42,9 @@ class MeanBaseline(Estimator):
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         self._mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64)
         return {}
+
+    def _reach(self) -> Reach | None:
+        return Reach(0, 0)
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         return np.tile(self._mean, (1, len(spots), 1)).astype(np.float32)
@@ -82,6 +86,9 @@ class LibrarySizeBaseline(Estimator):
         self._slope = centred @ y.astype(np.float64) / variance if variance else np.zeros(y.shape[1])
         self._intercept = y.mean(axis=0, dtype=np.float64) - self._slope * depth.mean()
         return report
+
+    def _reach(self) -> Reach | None:
+        return Reach(0, 0)
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         return self._line(drawn(self._head, spots, floor=0.0)[0, :, 0])[None]
@@ -149,6 +156,9 @@ class ColorBaseline(Estimator):
         self._head, report = fit_grouped_ridge(*stacked(measured), inner_folds([part.spots for part in measured]))
         return report
 
+    def _reach(self) -> Reach | None:
+        return Reach(0, 0)
+
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         return drawn(self._head, spots, floor=0.0)
 
@@ -184,6 +194,9 @@ class LocationBaseline(Estimator):
             stack = np.concatenate([xy, part.spots.xy_um]), np.concatenate([log1p, part.log1p])
             self._places[part.spots.slide_id] = stack
         return {}
+
+    def _reach(self) -> Reach | None:
+        return Reach(0, 0)
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         if not self._places:

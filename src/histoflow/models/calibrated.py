@@ -26,6 +26,7 @@ from histoflow.models.base import Estimator
 from histoflow.models.crossfit import CrossFit, cross_fit
 from histoflow.models.inner import inner_folds
 from histoflow.models.kinds import KINDS
+from histoflow.models.parts import Drawer, MakeShelf, Reach
 from histoflow.models.residuals import HIGHEST_LEVEL, LEVELS, ResidualScale, conformal_quantiles
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.unfamiliar import Familiar
@@ -146,6 +147,12 @@ class Calibrated(Estimator):
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         return self._parts()[0]._draw(spots, max(n_samples, _LEAST_DRAWS))
+
+    def _reach(self) -> Reach | None:
+        return self.inside._reach()
+
+    def _drawer(self, places: Spots, n_samples: int, shelf: MakeShelf) -> Drawer:
+        return self._parts()[0]._drawer(places, max(n_samples, _LEAST_DRAWS), shelf)
 
     def _spots(self, section: AnnData) -> Spots:
         return self._parts()[0]._spots(section)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflow.models.arrays import Arrays
+from histoflow.models.noise import Drawn, normal_noise
 from histoflow.models.spots import Floats, Spots
 from histoflow.pp.graph import neighbors
 
@@ -89,14 +90,32 @@ class Departure:
         -------
         Shape (n_draws, n_spots, n_genes), log1p, float32.
         """
-        rank = np.argsort(np.argsort(spots.ids, kind="stable"), kind="stable")
-        xy = spots.xy_um / pitch_um
-        of_fields, of_noise = (np.random.default_rng([seed, stream]) for stream in (1, 2))
-        drawn = np.empty((n_draws, len(spots), len(self.noise)), np.float32)
-        for place in drawn:
+        noise = np.empty((n_draws, len(spots), len(self.noise)), np.float32)
+        for draw, rows, values in self.noise_of(spots.ids, n_draws, seed):
+            noise[draw, rows] = values
+        return self.at(spots.xy_um / pitch_um, noise, n_draws, seed)
+
+    def noise_of(self, ids: NDArray[np.str_], n_draws: int, seed: int) -> Drawn:
+        """Noise of places by their ids (n_spots,), before genes share it."""
+        return normal_noise(np.random.default_rng([seed, 2]), ids, (n_draws, len(self.noise)))
+
+    def at(self, xy: Doubles, noise: Iterable[Floats], n_draws: int, seed: int) -> Floats:
+        """Departures of some places of a section: as `draw`.
+
+        Parameters
+        ----------
+        xy
+            The places, shape (n_spots, 2), in pitches.
+        noise
+            From `noise_of`, for every draw of these places, shape (n_spots, n_genes).
+        n_draws, seed
+            As in `draw`.
+        """
+        of_fields = np.random.default_rng([seed, 1])
+        drawn = np.empty((n_draws, len(xy), len(self.noise)), np.float32)
+        for place, own in zip(drawn, noise, strict=True):
             waves = _waves(xy, len(self.field), self.reach, of_fields)
-            noise = of_noise.standard_normal((len(spots), len(self.noise)), dtype=np.float32)[rank]
-            place[:] = waves @ self.field.T + noise @ self.noise.T
+            place[:] = waves @ self.field.T + own @ self.noise.T
         if n_draws > 1:
             drawn -= drawn.mean(axis=0)
             drawn *= np.sqrt(n_draws / (n_draws - 1))

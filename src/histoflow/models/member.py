@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
+from histoflow.models.noise import prior_noise
 from histoflow.models.spots import Floats, Spots
 from histoflow.models.training import matrices
 from histoflow.pp.graph import neighbors
 
+_MOST_AT_ONCE, _BLOCK = 20_000, 1 << 13
+"""Spots whose embeddings are decomposed as they are, and spots of a block where there are more."""
 _SPOTS_TOGETHER = 1 << 16
 """Spots of all draws that are carried at a time, together at most: bounds memory."""
 
@@ -93,10 +96,7 @@ class Projection:
 
         Each is divided by the power `whitening` of its spread: 0 keeps their proportions, 1 makes them equal.
         """
-        x64 = x.astype(np.float64)
-        spread = x64.std(axis=0)
-        mean, scale = x64.mean(axis=0), np.where(spread > 0, spread, 1.0)
-        _, values, rows = np.linalg.svd((x64 - mean) / scale, full_matrices=False)
+        mean, scale, values, rows = _axes(x) if len(x) <= _MOST_AT_ONCE else _axes_by_blocks(x)
         n_kept = max(1, int((values[:n_components] > values[0] * 1e-6).sum()))
         # Signs of singular vectors are arbitrary: the largest entry is made positive.
         rows = rows[:n_kept] * np.sign(rows[np.arange(n_kept), np.abs(rows[:n_kept]).argmax(axis=1)])[:, None]
@@ -107,7 +107,36 @@ class Projection:
 
     def __call__(self, x: Floats) -> Tensor:
         """Map embeddings (n_spots, n_features) to (n_spots, n_components)."""
-        return torch.from_numpy((x - self.mean) / self.scale @ self.components)
+        if len(x) <= _MOST_AT_ONCE:
+            return torch.from_numpy((x - self.mean) / self.scale @ self.components)
+        blocks = (x[start : start + _BLOCK] for start in range(0, len(x), _BLOCK))
+        return torch.from_numpy(np.concatenate([(own - self.mean) / self.scale @ self.components for own in blocks]))
+
+
+Axes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
+"""Mean and spread of features (n_features,), singular values, largest first, and principal axes as rows."""
+
+
+def _axes(x: Floats) -> Axes:
+    x64 = x.astype(np.float64)
+    spread = x64.std(axis=0)
+    mean, scale = x64.mean(axis=0), np.where(spread > 0, spread, 1.0)
+    _, values, rows = np.linalg.svd((x64 - mean) / scale, full_matrices=False)
+    return mean, scale, values, rows
+
+
+def _axes_by_blocks(x: Floats) -> Axes:
+    """The same of many spots, from the products of their features, so that they are never all in double precision."""
+    mean = x.mean(axis=0, dtype=np.float64)
+    blocks = [slice(start, start + _BLOCK) for start in range(0, len(x), _BLOCK)]
+    products = np.zeros((x.shape[1], x.shape[1]))
+    for rows in blocks:
+        centred = x[rows] - mean
+        products += centred.T @ centred
+    spread = np.sqrt(np.diag(products) / len(x))
+    scale = np.where(spread > 0, spread, 1.0)
+    squares, axes = np.linalg.eigh(products / np.outer(scale, scale))
+    return mean, scale, np.sqrt(np.maximum(squares[::-1], 0.0)), np.ascontiguousarray(axes.T[::-1])
 
 
 @dataclass(frozen=True)
@@ -202,7 +231,7 @@ def start_noise(prior: Prior, spots: Spots, shape: tuple[int, int], seed: int) -
 
     Noise belongs to spots by their ids, so that their order does not matter.
     """
-    n_draws, n_genes = shape
-    rank = torch.from_numpy(np.argsort(np.argsort(spots.ids, kind="stable"), kind="stable"))
-    generator = torch.Generator().manual_seed(seed)
-    return [prior.sample((len(spots), n_genes), generator)[rank] for _ in range(n_draws)]
+    noise = [torch.empty(len(spots), shape[1]) for _ in range(shape[0])]
+    for draw, rows, values in prior_noise(prior, spots.ids, shape, seed):
+        noise[draw][torch.from_numpy(rows)] = torch.from_numpy(values)
+    return noise

@@ -13,6 +13,7 @@ from histoflow.models.base import Estimator
 from histoflow.models.hest_recipe import HestHead, fit_hest_ridge
 from histoflow.models.inner import inner_folds
 from histoflow.models.linear import LinearHead
+from histoflow.models.parts import Reach
 from histoflow.models.ridge_folds import ALPHAS, fit_grouped_ridge
 from histoflow.models.smoothing import Smoother
 from histoflow.models.spots import Floats, Measured, Spots
@@ -111,6 +112,9 @@ class RidgeProbe(Estimator):
         )
         self._smooth_weight = float(report.get(_SMOOTH_WEIGHT, 0.0))
         return report
+
+    def _reach(self) -> Reach | None:
+        return None if self.smooth_um is not None else Reach(0, 0)
 
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         draws = drawn(self._head, spots, floor=None if self.protocol == "hest" else 0.0)

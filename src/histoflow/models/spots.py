@@ -23,6 +23,9 @@ _DESCRIBED = (
 )
 """What of an embedding's facts belongs to the way it is made, rather than to one slide."""
 
+_BLOCK = 1 << 14
+"""Spots looked at together, so that embeddings may be larger than memory."""
+
 
 @dataclass(frozen=True)
 class Spots:
@@ -103,7 +106,7 @@ def spots_of(section: AnnData, encoder: str | None, wanted: dict[str, Any] | Non
     known = facts(section)
     tissue = pd.factorize(section.obs[TISSUE])[0] if TISSUE in section.obs else np.zeros(section.n_obs)
     embedding = np.asarray(section.obsm[encoder], dtype=np.float32) if encoder else np.empty((section.n_obs, 0))
-    if not np.isfinite(embedding).all():
+    if not all(np.isfinite(embedding[start : start + _BLOCK]).all() for start in range(0, len(embedding), _BLOCK)):
         raise NotFiniteError(f"section {section_name(section)}: its embeddings hold NaN or infinity; embed it anew")
     return Spots(
         section=section_name(section),

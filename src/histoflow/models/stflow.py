@@ -21,6 +21,8 @@ from histoflow.models.base import Estimator
 from histoflow.models.departure import Departure
 from histoflow.models.inner import InnerFolds, inner_folds
 from histoflow.models.member import Crop, Member, Network, Projection, start_noise
+from histoflow.models.noise import prior_noise, shelved
+from histoflow.models.parts import Drawer, MakeShelf, Part, Reach
 from histoflow.models.recipes import recipe_from_name
 from histoflow.models.ridge import stacked
 from histoflow.models.spots import Floats, Measured, Spots
@@ -249,20 +251,58 @@ class STFlow(Estimator):
     def _held_out(self) -> Floats | None:
         return self._expected
 
+    def _reach(self) -> Reach:
+        return Reach(self.network.n_layers * self.n_sample_steps, self.network.n_neighbors)
+
+    def _n_draws(self, n_samples: int) -> int:
+        alike = self._prior.name == "zero" and self._departure is None
+        return min(n_samples, len(self._trained())) if alike else n_samples
+
     def _draw(self, spots: Spots, n_samples: int) -> Floats:
         """Draw a section; members take turns."""
+        n_draws, mean = self._n_draws(n_samples), self._trained()[0].mean
+        noise = start_noise(self._prior, spots, (n_draws, len(mean)), self.seed)
+        draws = self._anchored(self._carried(noise, spots), spots)
+        if self._departure is not None:
+            draws += self._departure.draw(spots, n_draws, self.pitch_um_, self.seed)
+        return draws
+
+    def _drawer(self, places: Spots, n_samples: int, shelf: MakeShelf) -> Drawer:
+        """As `_draw`: noise of all places is drawn at once, and belongs to them, not to parts."""
+        n_draws, n_genes = self._n_draws(n_samples), len(self._trained()[0].mean)
+        start = shelved(
+            shelf((n_draws, len(places), n_genes)),
+            prior_noise(self._prior, places.ids, (n_draws, n_genes), self.seed),
+        )
+        departing = None
+        if self._departure is not None:
+            noise = self._departure.noise_of(places.ids, n_draws, self.seed)
+            departing = shelved(shelf((n_draws, len(places), n_genes)), noise)
+
+        def at(around: Spots, part: Part) -> Floats:
+            noise = [torch.from_numpy(np.asarray(start[draw, part.around])) for draw in range(n_draws)]
+            own = _spots_at(around, part.kept)
+            draws = self._anchored(self._carried(noise, around)[:, part.kept], own)
+            if self._departure is not None and departing is not None:
+                of_places = (departing[draw, part.own] for draw in range(n_draws))
+                draws += self._departure.at(own.xy_um / self.pitch_um_, of_places, n_draws, self.seed)
+            return draws
+
+        return Drawer(n_draws, at)
+
+    def _carried(self, noise: Sequence[torch.Tensor], spots: Spots) -> Floats:
+        """What members make of noise, (n_spots, n_genes) for every draw: (n_draws, n_spots, n_genes), log1p."""
         members = self._trained()
-        alike = self._prior.name == "zero" and self._departure is None
-        n_draws = min(n_samples, len(members)) if alike else n_samples
-        noise = start_noise(members[0].prior, spots, (n_draws, len(members[0].mean)), self.seed)
-        draws = np.empty((n_draws, len(spots), len(members[0].mean)), np.float32)
-        for number, member in enumerate(members[:n_draws]):
+        draws = np.empty((len(noise), len(spots), len(members[0].mean)), np.float32)
+        for number, member in enumerate(members[: len(noise)]):
             draws[number :: len(members)] = member.carry(noise[number :: len(members)], spots)
+        return draws
+
+    def _anchored(self, draws: Floats, spots: Spots) -> Floats:
+        """Draws, moved in place towards what the image of each spot alone says."""
         if self._anchor is not None:
             draws += np.float32(1 - self._share) * (self._anchor.predict(spots.embedding) - draws)
             np.maximum(draws, 0.0, out=draws)
-        if self._departure is not None:
-            draws += self._departure.draw(spots, n_draws, self.pitch_um_, self.seed)
         return draws
 
     def _trained(self) -> list[Member]:
@@ -310,10 +350,14 @@ def _rows(measured: list[Measured], rows: set[int]) -> list[Measured]:
         own = np.array([i for i in range(len(part.spots)) if start + i in rows], dtype=np.intp)
         start += len(part.spots)
         if len(own):
-            spots = part.spots
-            arrays = {key: getattr(spots, key)[own] for key in ("ids", "xy_um", "tissue", "embedding")}
-            parts.append(Measured(replace(spots, **arrays), part.log1p[own], part.totals[own]))
+            parts.append(Measured(_spots_at(part.spots, own), part.log1p[own], part.totals[own]))
     return parts
+
+
+def _spots_at(spots: Spots, rows: NDArray[np.intp]) -> Spots:
+    """Some of the spots of a section."""
+    arrays = {key: getattr(spots, key)[rows] for key in ("ids", "xy_um", "tissue", "embedding")}
+    return replace(spots, **arrays)
 
 
 def _best_share(

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from anndata import AnnData
-from anndata.io import write_elem
 
 from histoflow import models
-from histoflow._errors import MissingDependencyError, OptionError
+from histoflow._errors import OptionError
 from histoflow._files import atomic_path
 from histoflow._progress import track
 from histoflow.pp import Panel
 from histoflow.workflow.cohorts import write_h5ad
+from histoflow.workflow.streaming import stream_zarr, write_zarr
 
 _CHUNK = 1 << 18
 """Numbers in one chunk of a zarr, about a megabyte: all spots of a few genes, so that one gene is read alone."""
@@ -96,9 +95,9 @@ def predict_to_file(
     section
         As in `Estimator.predict`; `embed_spots_for` and `embed_tiles_for` make it.
     out
-        A name that ends in ``.zarr`` makes a zarr, which `anndata.read_zarr` reads: the pretrained model writes it gene
-        by gene, so that spots × genes are never held at once, in chunks of all spots of a few genes. Any other name
-        makes an h5ad.
+        A name that ends in ``.zarr`` makes a zarr, which `anndata.read_zarr` reads, in chunks. Spots × genes are never
+        held at once: the flow, ridges and baselines write it spots by spots, the pretrained model genes by genes; only
+        super-pixel models and ridges that are smoothed predict all of it first. Any other name makes an h5ad.
     n_samples
         As in `Estimator.predict`.
 
@@ -116,10 +115,12 @@ def predict_to_file(
     of_zarr = Path(out).suffix.lower() == ".zarr"
     if of_zarr and isinstance(model, models.STPathZeroShot):
         return _stream(model, section, Path(out))
+    if of_zarr and model.in_parts:
+        return stream_zarr(model, section, Path(out), n_samples=n_samples)
     predicted = model.predict(section, n_samples=n_samples)
     if of_zarr:
         with atomic_path(out) as temporary:
-            _write_zarr(predicted, temporary)
+            write_zarr(predicted, temporary)
     else:
         write_h5ad(predicted, out)
     return predicted.n_obs, predicted.n_vars
@@ -131,22 +132,9 @@ def _stream(model: models.STPathZeroShot, section: AnnData, out: Path) -> tuple[
     n_genes = per_chunk * -(-_GENES_AT_ONCE // per_chunk)
     frame, columns = model.predict_streamed(section, n_genes=n_genes)
     with atomic_path(out) as temporary:
-        root = _write_zarr(frame, temporary)
+        root = write_zarr(frame, temporary)
         x = root.create_array("X", shape=frame.shape, chunks=(frame.n_obs, per_chunk), dtype="float32")
         x.attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})  # what anndata reads
         for start, part in zip(track(range(0, frame.n_vars, n_genes), "genes"), columns, strict=True):
             x[:, start : start + part.shape[1]] = part
     return frame.n_obs, frame.n_vars
-
-
-def _write_zarr(predicted: AnnData, path: Path) -> Any:
-    """Write an AnnData as a new zarr, and give the group back."""
-    try:
-        import zarr
-    except ImportError as err:
-        raise MissingDependencyError("writing .zarr needs zarr: pip install zarr; or name a file .h5ad") from err
-    root = zarr.open_group(str(path), mode="w")
-    with warnings.catch_warnings():  # of anndata, about what its next release will do by default
-        warnings.filterwarnings("ignore", message="zarr v3 autosharding", category=UserWarning)
-        write_elem(root, "/", predicted)
-    return root
