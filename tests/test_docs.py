@@ -1,0 +1,225 @@
+"""Every code block of README and docs runs, on invented files and with quick settings; every link leads somewhere."""
+
+import gzip
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tomllib
+import warnings
+from dataclasses import dataclass, replace
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import h5py
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from anndata import AnnData
+from safetensors.torch import save_file
+from tests.hest_folder import make_hest_folder
+from tests.io import test_features as features
+from tests.models.stpath_files import write_files
+from tests.pp.test_timm_models import random_model
+from tests.test_cli import histoflow
+from tests.test_workflow import tiny_cohort
+from tests.test_zero_shot import small_gigapath
+
+import histoflow as hf
+from histoflow import models, workflow
+from histoflow.datasets import planted
+from histoflow.models import recipes, subspot
+from histoflow.pp import Encoder
+from histoflow.pp.encoders import registry
+from histoflow.pp.encoders.dense import scatter_dense
+from histoflow.workflow import cohorts, slides, zeroshot
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+NAMES = {"P1_A": "S1", "P1_B": "S2", "P2_A": "S3", "P2_B": "S4", "P2_C": "Q1"}
+GENES = {"TEX01": "ERBB2", "TEX02": "GATA3", "COL01": "ESR1", "COL02": "CD74"}
+QUICK = {
+    "docs/how-to/evaluate.md": {"buffer_um=500": "buffer_um=330"},
+    "docs/how-to/hest-bench.md": {"--encoder uni2 --tasks IDC,PRAD": "--encoder color --tasks TWO"},
+    "docs/how-to/offline-weights.md": {"--encoder uni2": "--encoder timm:test_vit", '("uni2"': '("timm:test_vit"'},
+    "docs/explanation/intervals.md": {"n_samples=64": "n_samples=4", "panel=20": "panel=5"},
+}
+"""What a page names that is too large for a test, and what stands in for it; each is there."""
+FENCE = re.compile(r"(?ms)^(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?```(?P<kind>\w*)\n(?P<text>.*?)^```$")
+NOT_RUN = re.compile(r"(make|pip|python) ")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One fenced block of a page."""
+
+    page: Path
+    line: int
+    kind: str
+    text: str
+    why_not: str | None
+
+
+def blocks_of(page: Path) -> list[Block]:
+    text = page.read_text()
+    found = []
+    for match in FENCE.finditer(text):
+        line = text.count("\n", 0, match.start("text")) + 1
+        found.append(Block(page, line, match["kind"], match["text"], match["why"]))
+    assert text.count("```") == 2 * len(found), f"{page}: a fence is indented or not closed"
+    return found
+
+
+BLOCKS = [block for page in PAGES for block in blocks_of(page)]
+WITH_CODE = sorted({block.page for block in BLOCKS if block.kind in ("python", "bash")})
+
+
+def commands(block: Block) -> list[str]:
+    """Lines of a shell block, without comments."""
+    return [shlex.join(words) for line in block.text.splitlines() if (words := shlex.split(line, comments=True))]
+
+
+# the workspace
+
+
+def write_workspace(folder: Path, cache: Path) -> None:
+    """What the pages call by name: a cohort, a Space Ranger folder, slides, features, weights, model, prediction."""
+    shutil.copytree(tiny_cohort(cache).parent, folder)
+    rows = pd.read_csv(folder / "cohort.csv")
+    rows["section"], rows["patient"] = rows["section"].map(NAMES), ["P1", "P2", "P3", "P4", "P5"]
+    rows.to_csv(folder / "cohort.csv", index=False)
+    rename_genes(folder)
+    shutil.copytree(folder / "P1_A" / "outs", folder / "outs")
+    shutil.copy(folder / "P1_A" / "HE.tif", folder / "HE.tif")
+    for slide in ("slide.tif", "other.tif", "slide.svs"):
+        shutil.copy(folder / "P2_C" / "HE.tif", folder / slide)
+    (folder / "weights").mkdir()
+    save_file(random_model("test_vit", num_classes=0).state_dict(), folder / "weights" / "uni2.safetensors")
+    make_hest_folder(folder / "hest-bench")
+    corners, numbers = features.lattice(), features.vectors(0)
+    features.write(folder / "features.h5", "hest", features=numbers, corners=corners)
+    features.counts_of(numbers, corners).write_h5ad(folder / "counts.h5ad")
+    (folder / "tumour.geojson").write_text(
+        '{"type": "FeatureCollection", "features": [{"type": "Feature", "properties": {}, "geometry": {"type": '
+        '"Polygon", "coordinates": [[[0, 0], [500, 0], [500, 900], [0, 900], [0, 0]]]}}]}'
+    )
+    cohort = hf.read_cohort(folder / "cohort.csv")
+    write_files(folder, sorted(set(cohort[0].var_names)))
+    references = cohort.select(role="reference")
+    model = hf.fit(references, model="color", panel=6)
+    model.save(folder / "model")
+    workflow.write_h5ad(workflow.predict_slide(model, hf.open_wsi(folder / "slide.tif")), folder / "predicted.h5ad")
+
+
+def rename_genes(folder: Path) -> None:
+    """Give four genes of the toy cohort the names that pages use."""
+    for path in folder.rglob("filtered_feature_bc_matrix.h5"):
+        with h5py.File(path, "r+") as file:
+            names = [GENES.get(name.decode(), name.decode()) for name in file["matrix/features/name"][:]]
+            del file["matrix/features/name"]
+            file["matrix/features/name"] = np.array(names, dtype="S")
+    for path in folder.rglob("counts.tsv.gz"):
+        head, rest = gzip.decompress(path.read_bytes()).split(b"\n", 1)
+        named = "\t".join(GENES.get(name, name) for name in head.decode().split("\t"))
+        path.write_bytes(gzip.compress(named.encode() + b"\n" + rest))
+
+
+@pytest.fixture(scope="module")
+def quick():
+    """The defaults made small: networks of a few numbers, one epoch, few candidates, a small toy cohort."""
+    network = models.Network(hidden_dim=8, pairwise_dim=8, n_layers=1, n_heads=2, n_components=4)
+    training = models.Training(max_epochs=1, crops_per_section=1, n_members=1, n_searches=1)
+    small = tuple(replace(plan, size_um=(960, 880), radius_um=400) for plan in planted._PLANS)
+    with pytest.MonkeyPatch.context() as patch:
+        default = replace(recipes.RECIPES["default"], network=network, training=training, n_factors=2)
+        patch.setitem(recipes.RECIPES, "default", default)
+        patch.setattr(subspot, "_TRAINING", replace(training, n_members=2, batch_size=32))
+        patch.setattr(models, "AUTO_NAMES", ("mean", "color"))
+        patch.setattr(planted, "_PLANS", small)
+        patch.setitem(registry._BUILT_IN, "scatter", quick_scatter)
+        patch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
+        sizes = {"n_epochs": 1, "n_layers": 1, "hidden_dim": 8, "n_samples": 2}
+        patch.setattr(hf.predict_expression, "__kwdefaults__", hf.predict_expression.__kwdefaults__ | sizes)
+        for module in (cohorts, slides, zeroshot):
+            if hasattr(module, "get_encoder"):
+                patch.setattr(module, "get_encoder", with_small_gigapath(module.get_encoder))
+        yield
+
+
+def quick_scatter() -> Encoder:
+    """Mean colours of the quarters of a patch, under the name of the default encoder; super-pixels are its own."""
+
+    def quarters(images: torch.Tensor) -> torch.Tensor:
+        return images.unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean((3, 5)).flatten(1)
+
+    return replace(Encoder.from_callable(quarters, name="scatter", patch_px=32), dense=scatter_dense())
+
+
+def with_small_gigapath(get_encoder):
+    return lambda name, **where: small_gigapath() if name == "gigapath" else get_encoder(name, **where)
+
+
+@pytest.fixture(scope="module")
+def workspace(quick, tmp_path_factory, cache_folder):
+    folder = tmp_path_factory.mktemp("docs") / "workspace"
+    with pytest.MonkeyPatch.context() as patch, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        patch.setenv("HISTOFLOW_CACHE", str(folder.parent / "cache"))
+        write_workspace(folder, cache_folder)
+    return folder
+
+
+def given(page: Path) -> dict:
+    """What a page takes for granted."""
+    if page.name == "super-resolve.md":
+        return {"cohort": hf.read_cohort("cohort.csv")}
+    if page.name == "stpath.md":
+        section = hf.read_visium("outs", slide="HE.tif")
+        measured = section[:5].copy()
+        workflow.embed(section, small_gigapath())
+        return {"section": section, "measured": measured, "wsi": hf.tile(hf.open_wsi("other.tif"), tile_px=112, mpp=1)}
+    if page.name == "your-visium.md":
+        section = hf.read_visium("outs", slide="HE.tif")
+        return {"adata": AnnData(section.X, section.obs, section.var, obsm={"spatial": section.obsm["spatial"]})}
+    return {}
+
+
+def run_shell(block: Block, text: str, patch: pytest.MonkeyPatch) -> int:
+    """Run the commands of a block in this process; the number of those that ran."""
+    n_run = 0
+    for line in commands(replace(block, text=text)):
+        words = shlex.split(line)
+        if words[0] == "export":
+            patch.setenv(*words[1].split("=", 1))
+        elif words[0] == "histoflow":
+            done = histoflow(*words[1:])
+            assert done.code == 0, f"{block.page}:{block.line}: {line}\n{done.err}"
+            n_run += 1
+        else:
+            assert NOT_RUN.match(line), f"{block.page}:{block.line}: what is {line}?"
+    return n_run
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=lambda page: str(page.relative_to(ROOT)))
+@pytest.mark.filterwarnings("ignore")
+def test_every_block_of_a_page_runs(page, workspace, tmp_path, monkeypatch):
+    folder = tmp_path / "here"
+    shutil.copytree(workspace, folder, copy_function=os.link)
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("HISTOFLOW_CACHE", str(workspace.parent / "cache"))
+    quick_texts = QUICK.get(str(page.relative_to(ROOT)), {})
+    blocks = [block for block in blocks_of(page) if block.kind in ("python", "bash") and block.why_not is None]
+    assert all(any(text in block.text for block in blocks) for text in quick_texts)
+    names = given(page)
+    for block in blocks:
+        text = block.text
+        for long, short in quick_texts.items():
+            text = text.replace(long, short)
+        if block.kind == "bash":
+            run_shell(block, text, monkeypatch)
+        else:
+            exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), names)
