@@ -12,6 +12,7 @@ import warnings
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
+from types import ModuleType
 from urllib.parse import unquote, urlsplit
 
 import h5py
@@ -30,7 +31,7 @@ from tests.test_workflow import tiny_cohort
 from tests.test_zero_shot import small_gigapath
 
 import histoflow as hf
-from histoflow import models, workflow
+from histoflow import _errors, cli, models, workflow
 from histoflow.datasets import planted
 from histoflow.models import recipes, subspot
 from histoflow.pp import Encoder
@@ -50,7 +51,7 @@ QUICK = {
 }
 """What a page names that is too large for a test, and what stands in for it; each is there."""
 FENCE = re.compile(r"(?ms)^(?:<!-- not run: (?P<why>[^\n]*) -->\n+)?```(?P<kind>\w*)\n(?P<text>.*?)^```$")
-NOT_RUN = re.compile(r"(make|pip|python) ")
+NOT_RUN = re.compile(r"(make|pip|python|/tmp/empty/bin/\w+) ")
 
 
 @dataclass(frozen=True)
@@ -140,6 +141,8 @@ def quick():
         patch.setattr(subspot, "_TRAINING", replace(training, n_members=2, batch_size=32))
         patch.setattr(models, "AUTO_NAMES", ("mean", "color"))
         patch.setattr(planted, "_PLANS", small)
+        of_demo = sys.modules["histoflow.workflow.demo"]
+        patch.setattr(of_demo, "_DEMO_TRAINING", of_demo._DEMO_TRAINING | {"max_epochs": 1})
         patch.setitem(registry._BUILT_IN, "scatter", quick_scatter)
         patch.setattr(workflow.evaluation, "draw_evaluation", lambda *_: None)
         sizes = {"n_epochs": 1, "n_layers": 1, "hidden_dim": 8, "n_samples": 2}
@@ -156,7 +159,15 @@ def quick_scatter() -> Encoder:
     def quarters(images: torch.Tensor) -> torch.Tensor:
         return images.unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean((3, 5)).flatten(1)
 
-    return replace(Encoder.from_callable(quarters, name="scatter", patch_px=32), dense=scatter_dense())
+    dense = replace(scatter_dense(), tokens=quick_cells)
+    return replace(Encoder.from_callable(quarters, name="scatter", patch_px=32), dense=dense)
+
+
+def quick_cells(windows: torch.Tensor) -> torch.Tensor:
+    """Mean colours of super-pixels, in as many channels as the default encoder has."""
+    size = scatter_dense().window.token_px
+    means = windows.float().unflatten(2, (-1, size)).unflatten(1, (-1, size)).mean((2, 4))
+    return means.repeat(1, 1, 1, -(-scatter_dense().n_channels // 3))[..., : scatter_dense().n_channels]
 
 
 def with_small_gigapath(get_encoder):
@@ -223,3 +234,115 @@ def test_every_block_of_a_page_runs(page, workspace, tmp_path, monkeypatch):
             run_shell(block, text, monkeypatch)
         else:
             exec(compile("\n" * (block.line - 1) + text, str(page), "exec"), names)
+
+
+# what does not run, and is counted
+
+
+def test_what_is_not_run_is_listed_with_its_reason():
+    marked = [(block.page.name, block.why_not) for block in BLOCKS if block.why_not is not None]
+    assert marked == []
+    lines = [line for block in BLOCKS if block.kind == "bash" for line in commands(block)]
+    left_out = {line for line in lines if NOT_RUN.match(line)}
+    ran = [line for line in lines if line.startswith("histoflow ")]
+    # Installing, and what installs first; `histoflow demo` itself is among those that ran.
+    assert {line.split()[0] for line in left_out} == {
+        "make",
+        "pip",
+        "python",
+        "/tmp/empty/bin/pip",
+        "/tmp/empty/bin/histoflow",
+    }
+    assert len(ran) > 25
+    assert sum(block.kind == "python" for block in BLOCKS) > 20
+
+
+def test_commands_that_install_name_what_there_is():
+    targets = set(re.findall(r"(?m)^([a-z-]+):", (ROOT / "Makefile").read_text()))
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    for line in (line for block in BLOCKS if block.kind == "bash" for line in commands(block)):
+        if line.startswith("make "):
+            assert line.split()[1] in targets
+        if line.startswith("pip install") and "histoflow[" in line:
+            assert set(re.search(r"histoflow\[(.*?)\]", line)[1].split(",")) <= set(extras)
+
+
+def test_the_readme_fits_on_a_few_screens():
+    assert len((ROOT / "README.md").read_text().splitlines()) < 150
+
+
+# errors, links, the site
+
+
+def tree() -> dict[str, str]:
+    """First sentence of every error and warning, by name."""
+    classes = [value for value in vars(_errors).values() if isinstance(value, type)]
+    return {kind.__name__: kind.__doc__.strip() for kind in classes if kind.__module__ == _errors.__name__}
+
+
+def test_every_class_of_the_error_tree_has_its_section_with_cause_and_fix():
+    page = (ROOT / "docs" / "reference" / "errors.md").read_text()
+    sections = dict(re.findall(r"(?ms)^## (\w+)\n\n(.*?)(?=^## |\Z)", page))
+    assert sorted(sections) == sorted(tree())
+    for name, sentence in tree().items():
+        if name in ("HistoflowError", "HistoflowWarning"):
+            continue
+        assert sentence in sections[name], name
+        assert re.search(r"\*\*Cause\.\*\* \S.*\n\n\*\*Fix\.\*\* \S", sections[name]), name
+
+
+def test_files_that_pages_name_exist():
+    for page in (ROOT / "README.md", ROOT / "CONTRIBUTING.md"):
+        named = re.findall(r"(?:docs|tests|benchmarks|src)/[\w./*-]+\w", page.read_text())
+        assert [name for name in named if not list(ROOT.glob(name))] == []
+
+
+class Links(HTMLParser):
+    """Anchors of a page, and where its links lead."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.anchors: set[str] = set()
+        self.targets: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        told = dict(attrs)
+        self.anchors |= {value for key, value in attrs if key in ("id", "name") and value}
+        self.targets += [told[key] for key in ("href", "src") if told.get(key)]
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The site, built with warnings as errors."""
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(folder)]
+    environment = os.environ | {"NO_MKDOCS_2_WARNING": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr + done.stdout
+    return folder
+
+
+def test_every_link_of_the_site_leads_somewhere(site):
+    pages = {path: Links(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) > 25
+    broken = []
+    for path, page in pages.items():
+        for target in page.targets:
+            parts = urlsplit(target)
+            if parts.scheme or parts.netloc:
+                continue
+            file = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+            file = file / "index.html" if file.is_dir() else file
+            lost = parts.fragment and file in pages and unquote(parts.fragment) not in pages[file].anchors
+            if not file.exists() or lost:
+                broken.append(f"{path.relative_to(site)}: {target}")
+    assert broken == []
+
+
+def test_the_reference_has_every_public_name(site):
+    anchors = Links((site / "reference" / "python.html").read_text()).anchors
+    functions = [name for name in hf.__all__ if not isinstance(getattr(hf, name), ModuleType)]
+    assert [name for name in functions if f"histoflow.{name}" not in anchors] == []
+    commands = Links((site / "reference" / "command-line.html").read_text()).anchors
+    assert [name for name in cli.cli.commands if not any(anchor.endswith(name) for anchor in commands)] == []
