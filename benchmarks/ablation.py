@@ -94,7 +94,7 @@ def one_network(train: list[AnnData], section: AnnData, panel: Panel, seed: int)
 
 def published_sizes(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
     """The default flow with the sizes and the steps of the published network."""
-    model = models.STFlow(network=models.Network(), training=Training(n_members=3), seed=seed)
+    model = models.STFlow(network=models.Network(), training=Training(n_members=4), seed=seed)
     return {"published sizes": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
 
 

@@ -106,6 +106,8 @@ def run(manifest: Path, out: Path, normalize: str, seeds: tuple[int, ...], names
 def told(table: pd.DataFrame) -> dict[str, object]:
     """What is printed of one part."""
     found: dict[str, object] = {}
+    undefined = (table["metric"] == "pearson") & table["value"].isna()
+    table = table.assign(value=table["value"].mask(undefined, 0.0))
     for model, own in table[table["section"] != ""].groupby("model", sort=False):
         by = own.groupby(["metric", "fold", "seed"])["value"].mean().unstack("metric")
         if "pearson" not in by:
@@ -144,6 +146,7 @@ def main() -> None:
     given = parser.parse_args()
     warnings.simplefilter("ignore", HistoflowWarning)
     torch.set_num_threads(1)
+    Image.MAX_IMAGE_PIXELS = None
     given.out.mkdir(parents=True, exist_ok=True)
     path = given.out / "accuracy.json"
     figures = json.loads(path.read_text()) if path.exists() else {}

@@ -24,6 +24,8 @@ CALLS = [
     ("choose_panel", ["cohort"], {"n_genes": 50, "rule": "variance", "keep": ()}),
     ("fit", ["cohort"], {"model": "stflow", "encoder": "scatter", "panel": 50, "min_counts": 0, "seed": 0}),
     ("evaluate", ["cohort", "out"], {"by": "section", "panel": 50, "normalize": "library", "min_counts": 0}),
+    ("run_cohort", ["cohort.csv", "out"], {"task": "embed", "where": None, "resume": True}),
+    ("cohort.Where", [], {"cluster": "slurm", "n_workers": 8}),
     ("bench.audit", ["cohort"], {"by": "patient"}),
     ("bench.rerun", ["evaluation/", "cohort"], {"out": "again"}),
     ("bench.uncertainty", ["table"], {"patients": {}}),

@@ -18,6 +18,7 @@ HistoflowError
 ├── ProtocolError           (ValueError)   an evaluation cannot be run again from this protocol, or on these data
 ├── WeightsError            (OSError)      weights of an encoder are missing or unreachable
 ├── OutputError             (OSError)      a result cannot be written where asked
+├── ClusterError            (RuntimeError) a Dask scheduler or a queue cannot be used
 └── MissingDependencyError  (ImportError)  an optional part is not installed
 
 HistoflowWarning            (UserWarning)
@@ -102,6 +103,10 @@ class WeightsError(HistoflowError, OSError):
 
 class OutputError(HistoflowError, OSError):
     """A result cannot be written where asked."""
+
+
+class ClusterError(HistoflowError, RuntimeError):
+    """A Dask scheduler or a queue cannot be used."""
 
 
 class MissingDependencyError(HistoflowError, ImportError):

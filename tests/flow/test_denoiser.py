@@ -162,7 +162,8 @@ def test_gradient_is_that_of_finite_differences(places, connect):
 def test_a_large_section_in_blocks_is_the_same(places, connect, monkeypatch):
     xy, net, (embedding, x_t) = places["jittered"], network(), inputs(49)
     whole = estimate(net, xy, connect(xy), embedding, x_t)
-    monkeypatch.setattr("histoflow.flow.denoiser._ROWS", 10)
+    for module in ("attention", "edges"):
+        monkeypatch.setattr(f"histoflow.flow.{module}._BLOCK_NUMBERS", 3000)
     torch.testing.assert_close(estimate(net, xy, connect(xy), embedding, x_t), whole, rtol=0, atol=1e-12)
 
 
@@ -246,3 +247,33 @@ def test_the_sinusoids_are_not_rescaled(places, connect):
     assert seen[0].shape == (1, 256)
     assert seen[0][0, 0].item() == pytest.approx(0.8775825619)
     assert seen[0][0, 128 + 64].item() == pytest.approx(0.0049999792)
+
+
+def test_several_draws_at_once_are_as_if_drawn_apart(places, connect):
+    xy, net, (embedding, x_t) = places["jittered"], network(), inputs(49)
+    graph, starts = connect(xy), torch.stack([x_t, 2 * x_t, x_t.flip(0)])
+    with torch.no_grad():
+        apart = torch.stack([estimate(net, xy, graph, embedding, start) for start in starts])
+        torch.testing.assert_close(estimate(net, xy, graph, embedding, starts), apart, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("held", [0, 1 << 26])
+def test_a_section_cut_in_many_blocks_is_the_same_without_a_gradient(places, connect, monkeypatch, held):
+    xy, net, (embedding, x_t) = places["jittered"], network(), inputs(49)
+    whole = estimate(net, xy, connect(xy), embedding, x_t)
+    monkeypatch.setattr("histoflow.flow.denoiser._ROWS", 5)
+    monkeypatch.setattr("histoflow.flow.denoiser._HELD_NUMBERS", held)
+    with torch.no_grad():
+        context = net.context(embedding, edge_geometry(xy, *connect(xy), dtype=torch.float64), *connect(xy))
+        assert (context.edges is None) == (held == 0)
+        for x in (x_t, x_t[None]):
+            torch.testing.assert_close(net(x, torch.tensor(0.3), context).view(49, -1), whole, rtol=0, atol=1e-12)
+
+
+def test_bfloat16_products_give_nearly_the_same_estimate_in_float32(places, connect):
+    xy, net, (embedding, x_t) = places["jittered"], network(torch.float32), inputs(49, torch.float32)
+    exact = estimate(net, xy, connect(xy), embedding, x_t)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = estimate(net, xy, connect(xy), embedding, x_t)
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).square().mean().sqrt() < 0.04 * exact.std()

@@ -122,10 +122,28 @@ def test_the_callers_randomness_comes_back_after_an_error_too():
 
 
 @pytest.mark.parametrize("value", [0, -1, float("nan")])
-@pytest.mark.parametrize("name", sorted(vars(Training())))
+@pytest.mark.parametrize("name", sorted(set(vars(Training())) - {"precision"}))
 def test_options_that_train_nothing_are_refused(name, value):
     if (name, value) == ("n_searches", 0):
         assert Training(n_searches=0).n_searches == 0
         return
     with pytest.raises(OptionError, match=f"{name} is {value}; give a number above 0"):
         Training(**{name: value})
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(OptionError, match="precision is fp16; choose one of fp32, bf16"):
+        Training(precision="fp16")
+
+
+@pytest.mark.parametrize(("precision", "dtype"), [("fp32", torch.float32), ("bf16", torch.bfloat16)])
+def test_matrix_products_of_a_loss_are_of_the_precision_asked_for(precision, dtype):
+    network, seen = nn.Linear(2, 1), []
+
+    def loss(batch):
+        seen.append(network(batch).dtype)
+        return network(batch).float().mean()
+
+    train(network, lambda: [torch.ones(3, 2)], loss, options=Training(max_epochs=1, precision=precision))
+    assert seen == [dtype]
+    assert {p.dtype for p in network.parameters()} == {torch.float32}

@@ -33,3 +33,13 @@ def test_a_single_radius_is_in_the_whole_already():
 def test_columns_that_cannot_be_so_many_parts_are_refused():
     with pytest.raises(EncoderMismatchError, match="make a multiple of 6"):
         views_of({"patch_um": [112.0, 224.0], "context_um": [250.0, 500.0]}, 13)
+
+
+def test_parts_are_looked_at_in_every_field_and_radius():
+    found = views_of({"patch_um": [112.0], "context_um": [250.0], "parts": ["0:1 3:5", "2:3"]}, 10)
+    assert [view.tolist() for view in found[1:]] == [[0, 3, 4, 5, 8, 9], [2, 7]]
+
+
+def test_a_part_that_a_field_has_not_is_refused():
+    with pytest.raises(EncoderMismatchError, match=r"part '0:6' of the encoder has columns that a field of view of 5"):
+        views_of({"parts": ["0:6"]}, 5)

@@ -210,3 +210,26 @@ def test_features_are_those_of_their_version():
 def test_other_arrays_are_refused_with_what_came_and_what_was_wanted(patches, text):
     with pytest.raises(ShapeError, match=rf"patches are {text}; wanted uint8 of shape \(n_patches, 128, 128, 3\)"):
         encode(patches)
+
+
+def columns(part):
+    return np.concatenate([np.arange(*map(int, span.split(":"))) for span in part.split()])
+
+
+def test_the_first_part_is_haematoxylin_alone():
+    haematoxylin, _ = map(columns, scatter.PARTS)
+    one = encode(stained(0.5 + 0.3 * np.sin(np.arange(128) / 3)))
+    other = encode(stained(0.5 + 0.3 * np.sin(np.arange(128) / 3)[:, None], stain=1))
+    both = [row[0, haematoxylin].numpy() for row in (one, other)]
+    assert len(haematoxylin) == 47
+    assert both[0][:5].max() > 0.7 > 0.1 > np.abs(both[1][:5]).max()  # the second patch holds eosin alone
+    assert (both[0][5 + 2 :] > both[1][5 + 2 :]).mean() > 0.8
+
+
+def test_the_second_part_is_texture_without_the_amount_of_stain():
+    _, texture_alone = map(columns, scatter.PARTS)
+    pale, dark = (encode(stained(amount))[0, texture_alone].numpy() for amount in (0.2, 0.9))
+    assert len(texture_alone) == 80
+    np.testing.assert_allclose(pale, dark, atol=0.05)
+    rest = np.delete(np.arange(N_FEATURES), texture_alone)
+    assert (encode(stained(0.2))[0, rest] - encode(stained(0.9))[0, rest]).abs().max() > 0.5

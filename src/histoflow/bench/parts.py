@@ -101,13 +101,17 @@ class Keeper:
 
         Rows get the columns fold, seed and shares; columns section, model and error are needed.
         """
-        part = None if self._out is None else self._out / "parts" / f"{self._key}.parquet"
+        part = None if self._out is None else part_path(self._out, self._key)
         rows = None if part is None else self._finished(part)
         if rows is None:
             rows = score(self._job, self).assign(fold=self._job.fold.name, seed=self._job.estimator.seed)
             if part is not None:
                 write_table(rows, part)
         return rows.assign(shares=self._job.fold.shares)
+
+    def finished(self) -> bool:
+        """Whether an earlier run has finished the job in this folder."""
+        return self._out is not None and self._finished(part_path(self._out, self._key)) is not None
 
     def _finished(self, part: Path) -> pd.DataFrame | None:
         """The rows of a part, if the predictions beside it are still its own: other options write the same names."""
@@ -130,6 +134,11 @@ def _key_of(prediction: Path) -> str | None:
     with h5py.File(prediction) as file:
         stored = file.get(f"uns/{UNS}/{_KEY}")
         return None if stored is None else str(stored.asstr()[()])
+
+
+def part_path(out: Path, key: str) -> Path:
+    """Where the rows of a job are kept, by its `Job.key`."""
+    return out / "parts" / f"{key}.parquet"
 
 
 def model_path(folder: str | Path, *, fold: str, model: str, seed: int = 0) -> Path:

@@ -126,6 +126,53 @@ def run(
     return table
 
 
+def plan_jobs(
+    cohort: Sequence[AnnData],
+    models: Mapping[str, Estimator | Auto],
+    *,
+    by: By | str = "section",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seeds: Iterable[int] = (0,),
+) -> list[Job]:
+    """Plan what `run` would do: the estimator, fold and seed of each of its parts, to be run anywhere by `run_job`.
+
+    Parameters
+    ----------
+    cohort, models, by, panel, normalize, min_counts, seeds
+        As in `run`, which refuses the same.
+
+    Returns
+    -------
+    The jobs, in the order of the table.
+    """
+    how: dict[str, Any] = {"normalize": normalize, "min_counts": min_counts, "seeds": seeds}
+    return list(_jobs(make_plan(cohort, models, by=by, panel=panel, **how)))
+
+
+def run_job(job: Job, out: str | Path) -> pd.DataFrame:
+    """Fit and score one job, and keep what it made where `run` with this `out` takes it up.
+
+    Parameters
+    ----------
+    job
+        From `plan_jobs`.
+    out
+        Folder of the evaluation.
+
+    Returns
+    -------
+    Its rows of the table of `run`, without `dataset` and `by`.
+    """
+    return Keeper(job, Path(out)).rows(_score)
+
+
+def is_finished(job: Job, out: str | Path) -> bool:
+    """Whether a job has been run to its end in this folder, and what it made is still there."""
+    return Keeper(job, Path(out)).finished()
+
+
 def rerun(
     protocol: str | Path | Mapping[str, Any],
     cohort: Sequence[AnnData],

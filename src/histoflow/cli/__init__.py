@@ -7,12 +7,12 @@ import sys
 import click
 
 from histoflow._errors import HistoflowError, OptionError
-from histoflow.cli import cohorts, evaluation, hest, machine, report, subspot
+from histoflow.cli import cohort_run, cohorts, evaluation, hest, machine, report, subspot
 from histoflow.cli.root import cli
 
 for _command in (
     *(cohorts.demo, cohorts.fit, cohorts.predict, evaluation.evaluate, hest.hest_bench, subspot.super_resolve),
-    report.report,
+    *(report.report, cohort_run.cohort),
     *(machine.encoders, machine.cache, machine.doctor),
 ):
     cli.add_command(_command)

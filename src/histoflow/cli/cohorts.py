@@ -136,13 +136,7 @@ def _embedded(fitted: Any, target: Path, which: Any, at: str | None, weights: Pa
     if target.suffix.lower() not in MANIFESTS:
         return workflow.embed_tiles_for(fitted, io.open_wsi(target, mpp=which), weights)
     cohort = io.read_cohort(target)
-    row = _row(cohort, which)
-    if row.kind == "slide" or (at == "tiles" and row.counts is None and row.kind != "features"):
-        return workflow.embed_tiles_for(fitted, io.open_wsi(row.slide, mpp=row.mpp), weights)
-    read = cohort.select(sections=[row.section])[0]
-    if at == "tiles":
-        return workflow.embed_tiles_for(fitted, io.open_section_slide(read), weights)
-    return workflow.embed_spots_for(fitted, read, weights)
+    return workflow.embed_row_for(fitted, cohort, _row(cohort, which).section, at=at, weights=weights)
 
 
 def _row(cohort: Any, section: str | None) -> Any:

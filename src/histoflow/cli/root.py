@@ -46,7 +46,9 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print the re
 @click.version_option(package_name="histoflow")
 def cli(debug: bool) -> None:
     """Spatial gene expression from ordinary H&E slides."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    said = logging.StreamHandler(sys.stderr)
+    said.addFilter(_is_worth_saying)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[said])
     logging.getLogger().setLevel(logging.WARNING)
     logging.getLogger("histoflow").setLevel(logging.INFO)
     if not debug:
@@ -54,6 +56,11 @@ def cli(debug: bool) -> None:
         warnings.simplefilter("ignore")
         warnings.simplefilter("always", HistoflowWarning)
         warnings.showwarning = show_warning
+
+
+def _is_worth_saying(record: logging.LogRecord) -> bool:
+    """Of others only warnings: some libraries turn their own chatter on when they are imported."""
+    return record.levelno >= logging.WARNING or record.name.split(".")[0] == "histoflow"
 
 
 def panel_of(text: str) -> int | Panel:

@@ -9,19 +9,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear, silu
+from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
+from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
+from histoflow.flow.dropout import Dropout, new_key
+from histoflow.flow.edges import EdgeEmbedding
+from histoflow.flow.gated import GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.path import check_time
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
-_ROWS = 512
-"""Spots whose edges are worked on together."""
+_ROWS = 1024
+"""Spots worked on together where no gradient is wanted."""
+_HELD_NUMBERS = 1 << 26
+"""Numbers of embedded edges that a context holds at most where no gradient is wanted."""
 
 
 @dataclass(frozen=True)
@@ -36,14 +44,18 @@ class SpotContext:
         Neighbours of each spot, shape (n_spots, K), int64.
     mask
         Which neighbours are real, shape (n_spots, K), bool.
+    geometry
+        Of the edges.
     edges
-        Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim).
+        Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim); None where it is too large to be held and
+        is computed anew for every call, block by block.
     """
 
     image: Tensor
     index: Tensor
     mask: Tensor
-    edges: tuple[Tensor, ...]
+    geometry: EdgeGeometry
+    edges: tuple[Tensor, ...] | None
 
 
 class Denoiser(nn.Module):
@@ -90,7 +102,7 @@ class Denoiser(nn.Module):
         _check_sizes(n_features=n_features, n_genes=n_genes, n_layers=n_layers, n_heads=n_heads)
         _check_widths(n_heads, hidden_dim=hidden_dim, pairwise_dim=pairwise_dim)
         _check_probabilities(dropout=dropout, attention_dropout=attention_dropout)
-        self.n_genes = n_genes
+        self.n_genes, self.pairwise_dim = n_genes, pairwise_dim
         self.image = nn.Linear(n_features, hidden_dim)
         self.time = nn.Sequential(
             nn.Linear(2 * _N_FREQUENCIES, hidden_dim), nn.SiLU(), nn.Linear(hidden_dim, hidden_dim)
@@ -130,8 +142,10 @@ class Denoiser(nn.Module):
                 f"{tuple(geometry.distance.shape)}; all must be ({len(embedding)}, K), made for these spots"
             )
         geometry = EdgeGeometry(*(part.to(embedding.dtype) for part in geometry))
-        edges = tuple(_by_rows(embed, *geometry) for embed in self.edges)
-        return SpotContext(self.image(embedding), index, mask, edges)
+        n_numbers = index.numel() * len(self.edges) * self.pairwise_dim
+        held = torch.is_grad_enabled() or n_numbers <= _HELD_NUMBERS
+        edges = tuple(embed(*geometry) for embed in self.edges) if held else None
+        return SpotContext(self.image(embedding).to(embedding.dtype), index, mask, geometry, edges)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
         """Estimate the data behind a noisy sample.
@@ -139,7 +153,8 @@ class Denoiser(nn.Module):
         Parameters
         ----------
         x_t
-            Noisy log1p expression, shape (n_spots, n_genes).
+            Noisy log1p expression, shape (n_spots, n_genes); or of several draws, (n_draws, n_spots, n_genes), which
+            share what depends on edges alone.
         t
             Time in [0, 1], shape () for one section or (n_spots, 1) for several stacked.
         context
@@ -147,7 +162,7 @@ class Denoiser(nn.Module):
 
         Returns
         -------
-        Estimated log1p expression, shape (n_spots, n_genes): the mean of the layers' estimates.
+        Estimated log1p expression, of the shape of `x_t`: the mean of the layers' estimates.
 
         Raises
         ------
@@ -155,28 +170,47 @@ class Denoiser(nn.Module):
             If `x_t` is not of these spots and genes, or `t` fits neither form.
         """
         wanted = (len(context.image), self.n_genes)
-        if x_t.shape != wanted:
+        if x_t.ndim not in {2, 3} or x_t.shape[-2:] != wanted:
             raise ShapeError(f"x_t has shape {tuple(x_t.shape)}; this network and these spots take {wanted}")
-        check_time(t, len(x_t))
-        token = context.image + self.time(_sinusoids(t.to(context.image.dtype)))
-        expression, estimates = x_t, []
-        for layer, edge in zip(self.layers, context.edges, strict=True):
-            token, expression = layer(token, expression, edge, context)
-            estimates.append(expression)
-        return torch.stack(estimates).mean(dim=0)
+        check_time(t, wanted[0])
+        token = context.image + self.time(_sinusoids(t.to(x_t.dtype)))
+        expressions = list(x_t.reshape(-1, *wanted))
+        tokens, estimates = [token] * len(expressions), []
+        for number, layer in enumerate(self.layers):
+            tokens, expressions = layer(tokens, expressions, partial(self._edge, context, number), context)
+            estimates.append(torch.stack(expressions))
+        return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
 
-
-class EdgeEmbedding(nn.Module):
-    """Embed the geometry of each edge, averaged over the frames of its neighbourhood."""
-
-    def __init__(self, pairwise_dim: int, dropout: float) -> None:
-        super().__init__()
-        self.mlp = GatedMLP(3, pairwise_dim, pairwise_dim, dropout)
-
-    def forward(self, projection: Tensor, distance: Tensor) -> Tensor:
-        """Map the two parts of an `EdgeGeometry` to (n_spots, K, pairwise_dim)."""
-        embedded: Tensor = self.mlp(EdgeGeometry(projection, distance).frames()).mean(dim=-2)
+    def _edge(self, context: SpotContext, layer: int, rows: slice) -> Tensor:
+        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim)."""
+        if context.edges is not None:
+            return context.edges[layer][rows]
+        projection, distance = context.geometry
+        embedded: Tensor = self.edges[layer](projection[rows], distance[rows])
         return embedded
+
+
+class _Shares(NamedTuple):
+    """What spots bring to the attention of a layer.
+
+    Attributes
+    ----------
+    query
+        Of the spots that attend, shape (n_rows, n_heads, hidden_dim / n_heads).
+    shared
+        Their expression in the first layer of the attention network, shape (n_rows, 1, pairwise_dim).
+    sender, value
+        Of all spots, see `Inputs`.
+    """
+
+    query: Tensor
+    shared: Tensor
+    sender: Tensor
+    value: Tensor
+
+    def of(self, rows: slice) -> _Shares:
+        """Those with which some spots attend."""
+        return self._replace(query=self.query[rows], shared=self.shared[rows])
 
 
 class DenoiserLayer(nn.Module):
@@ -203,75 +237,60 @@ class DenoiserLayer(nn.Module):
             Dropout(dropout),
         )
 
-    def forward(self, token: Tensor, expression: Tensor, edge: Tensor, context: SpotContext) -> tuple[Tensor, Tensor]:
-        """New tokens (n_spots, hidden_dim) and a new estimate of log1p expression (n_spots, n_genes)."""
+    def forward(
+        self,
+        tokens: list[Tensor],
+        expressions: list[Tensor],
+        edge_of: Callable[[slice], Tensor],
+        context: SpotContext,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """New tokens (n_spots, hidden_dim) and estimates of log1p expression (n_spots, n_genes), for each draw.
+
+        Without a gradient, spots are taken block by block: arrays of edges exist for one block only.
+        """
+        shares = [self._shares(*draw) for draw in zip(tokens, expressions, strict=True)]
+        n_spots = len(context.index)
+        size = max(1, n_spots if torch.is_grad_enabled() else _ROWS)
+        found = []
+        for start in range(0, max(1, n_spots), size):
+            rows = slice(start, start + size)
+            edge, near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
+            to_edge = self._first_layer()[2]
+            part = edges_in_first_layer(edge, to_edge) if len(tokens) > 1 and not torch.is_grad_enabled() else None
+            blocks = zip(tokens, shares, strict=True)
+            found.append([self._update(token[rows], own.of(rows), edge, near, part) for token, own in blocks])
+        joined = [tuple(torch.cat(parts) for parts in zip(*draw, strict=True)) for draw in zip(*found, strict=True)]
+        return [token for token, _ in joined], [expression for _, expression in joined]
+
+    def _first_layer(self) -> tuple[Tensor, ...]:
+        """Weights of the first layer of the attention network, for query, key, edge and expression difference.
+
+        It is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i] is a sum over spots and edges: the
+        concatenation for every edge and head is never made.
+        """
+        return torch.split(self.attention.fc1.weight, self.parts, dim=1)
+
+    def _shares(self, token: Tensor, expression: Tensor) -> _Shares:
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
-        to_query, to_key, to_edge, to_difference = torch.split(self.attention.fc1.weight, self.parts, dim=1)
-        # The first layer of the attention network is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i]
-        # is a sum over spots and edges: the concatenation for every edge and head is never made.
+        _, to_key, _, to_difference = self._first_layer()
         shared = linear(expression, to_difference)[:, None]
-        receiver = linear(query, to_query, self.attention.fc1.bias) - shared
-        sender = linear(key, to_key) + shared
+        return _Shares(query, shared, (linear(key, to_key) + shared).flatten(1), value.flatten(1))
 
-        def attend(receiver: Tensor, edge: Tensor, index: Tensor, mask: Tensor) -> Tensor:
-            edge = edge.reshape(*index.shape, self.n_heads, -1)
-            packed = linear(edge, to_edge) + sender[index] + receiver[:, None]
-            weight = self.attention_dropout(_masked_softmax(self.attention.gate(packed).squeeze(-1), mask))
-            parts = (torch.einsum("ijh,ijhd->ihd", weight, part) for part in (value[index], edge))
-            return torch.cat([part.flatten(1) for part in parts], dim=-1)
-
-        token = token + self.out(_by_rows(attend, receiver, edge, context.index, context.mask))
+    def _update(
+        self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """New tokens and estimates of the spots of a block."""
+        to_query, _, to_edge, _ = self._first_layer()
+        receiver = linear(shares.query, to_query, self.attention.fc1.bias) - shares.shared
+        weight, bias = self.attention.read_out()
+        inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
+        token = token + self.out(attend(inputs, near, self._chance(), edge_part))
         token = token + self.feed_forward(token)
-        return token, self.genes(token)
+        return token, self.genes(token).to(token.dtype)
 
-
-class Dropout(nn.Module):
-    """Dropout as in torch, drawn from uniform numbers: on a CPU twice as fast, a sixth of a training step."""
-
-    def __init__(self, probability: float) -> None:
-        super().__init__()
-        self.probability = probability
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Drop and rescale while training; otherwise return `x`."""
-        if not self.training or self.probability == 0:
-            return x
-        return x * torch.rand_like(x).ge_(self.probability).div_(1 - self.probability)
-
-
-class GatedMLP(nn.Module):
-    """``fc2(LayerNorm(dropout(SiLU(a) * b)))`` with ``[a, b] = fc1(x)``, and dropout on the result."""
-
-    def __init__(self, n_in: int, width: int, n_out: int, dropout: float) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(n_in, width)
-        self.norm = nn.LayerNorm(width // 2)
-        self.fc2 = nn.Linear(width // 2, n_out)
-        self.dropout = Dropout(dropout)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, n_in) to (…, n_out)."""
-        return self.gate(self.fc1(x))
-
-    def gate(self, packed: Tensor) -> Tensor:
-        """All that follows `fc1`: map (…, width) to (…, n_out)."""
-        gate, value = packed.chunk(2, dim=-1)
-        result: Tensor = self.dropout(self.fc2(self.norm(self.dropout(silu(gate) * value))))
-        return result
-
-
-def _masked_softmax(logits: Tensor, mask: Tensor) -> Tensor:
-    """Softmax over real neighbours of `logits` (rows, K, n_heads); all zero where there are none."""
-    lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
-    return logits.masked_fill(~mask[..., None], lowest).softmax(dim=1) * mask[..., None]
-
-
-def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Apply a row-wise function to blocks of rows: bounded memory without a gradient, half the time with one."""
-    if len(tensors[0]) <= _ROWS:
-        return function(*tensors)
-    blocks = zip(*(torch.split(tensor, _ROWS) for tensor in tensors), strict=True)
-    return torch.cat([function(*block) for block in blocks])
+    def _chance(self) -> Chance:
+        inside, weights = self.attention.dropout.rate, self.attention_dropout.rate
+        return Chance(inside, weights, self.attention.epsilon, new_key() if inside or weights else 0)
 
 
 def _sinusoids(t: Tensor) -> Tensor:

@@ -262,7 +262,9 @@ _READERS: dict[str, Callable[[Row, Given], AnnData]] = {
 }
 
 
-def read_cohort(path: str | Path, *, missing: str = "error", cache_dir: str | Path | None = None) -> Cohort:
+def read_cohort(
+    path: str | Path, *, missing: str = "error", cache_dir: str | Path | None = None, check_files: bool = True
+) -> Cohort:
     """Read a cohort manifest; its sections are read when they are asked for.
 
     Parameters
@@ -275,6 +277,8 @@ def read_cohort(path: str | Path, *, missing: str = "error", cache_dir: str | Pa
         was not measured; or ``"zero"``, for tables of one chemistry that were trimmed of genes without counts.
     cache_dir
         Cache folder; None for the default.
+    check_files
+        Whether files that do not exist are refused at once; if not, when their section is read.
 
     Raises
     ------
@@ -303,7 +307,8 @@ def read_cohort(path: str | Path, *, missing: str = "error", cache_dir: str | Pa
     if not rows:
         raise ManifestError(f"manifest {path} has no rows; write one per section")
     _check_unique(rows, path.name)
-    _check_files(rows, path)
+    if check_files:
+        _check_files(rows, path)
     return Cohort(rows, name=path.stem, cache_dir=cache_dir, missing=missing)
 
 

@@ -13,7 +13,11 @@ from torch import Tensor
 
 from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
 from histoflow.models.spots import Floats, Spots
+from histoflow.models.training import matrices
 from histoflow.pp.graph import neighbors
+
+_SPOTS_TOGETHER = 1 << 16
+"""Spots of all draws that are carried at a time, together at most: bounds memory."""
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,8 @@ class Member:
         Unit of distance of the network: the spot distance in training.
     prior, sampler
         Where the flow starts, and how it gets to the data.
+    precision
+        Of matrix products in drawing, see `Training`.
     """
 
     denoiser: Denoiser
@@ -135,6 +141,7 @@ class Member:
     pitch_um: float
     prior: Prior
     sampler: EulerSampler
+    precision: str = "fp32"
 
     @property
     def device(self) -> torch.device:
@@ -158,7 +165,7 @@ class Member:
         return torch.nn.functional.mse_loss(estimate, log1p.to(self.device))
 
     def estimate(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
-        """Denoised log1p expression, (n_spots, n_genes)."""
+        """Denoised log1p expression, (n_spots, n_genes), or of several draws, (n_draws, n_spots, n_genes)."""
         estimate: Tensor = self.denoiser(x_t, t, context) + self.mean
         return estimate
 
@@ -180,11 +187,14 @@ class Member:
     def carry(self, starts: Sequence[Tensor], spots: Spots) -> Floats:
         """Carry noise (n_spots, n_genes) to expression: (len(starts), n_spots, n_genes), log1p, not below zero."""
         self.denoiser.eval()
-        context = self.context([self.crop(spots)])
-        draws = [
-            self.sampler.sample(lambda x, t: self.estimate(x, t, context), start.to(self.device)) for start in starts
-        ]
-        return torch.stack(draws).clamp(min=0).cpu().numpy()
+        together = max(1, _SPOTS_TOGETHER // max(1, len(spots)))
+        draws = []
+        with matrices(self.precision, self.device):
+            context = self.context([self.crop(spots)])
+            for first in range(0, len(starts), together):
+                start = torch.stack(list(starts[first : first + together])).to(self.device)
+                draws.append(self.sampler.sample(lambda x, t: self.estimate(x, t, context), start))
+        return torch.cat(draws).clamp_(min=0).cpu().numpy()
 
 
 def start_noise(prior: Prior, spots: Spots, shape: tuple[int, int], seed: int) -> list[Tensor]:

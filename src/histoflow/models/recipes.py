@@ -35,7 +35,7 @@ class FlowRecipe:
 
 RECIPES = {
     "default": FlowRecipe(
-        Network(pairwise_dim=32), Training(learning_rate=1e-3, n_members=3), n_factors=6, n_telling=200, anchored=True
+        Network(pairwise_dim=32), Training(learning_rate=1e-3, n_members=4), n_factors=6, n_telling=200, anchored=True
     ),
     "paper": FlowRecipe(Network(), Training(n_members=1), n_factors=None, n_telling=0, anchored=False),
 }

@@ -19,7 +19,7 @@ Floats = NDArray[np.float32]
 
 _DESCRIBED = (
     *("id", "name", "version", "n_features", "patch_px", "licence", "weights_hash", "mean", "std", "amp"),
-    *("patch_um", "context_um", "grid_um", "standardize", "dense_version", "superpixel_um", "around_um"),
+    *("parts", "patch_um", "context_um", "grid_um", "standardize", "dense_version", "superpixel_um", "around_um"),
 )
 """What of an embedding's facts belongs to the way it is made, rather than to one slide."""
 

@@ -232,6 +232,7 @@ class STFlow(Estimator):
             pitch_um=self.pitch_um_,
             prior=self._prior,
             sampler=self._sampler,
+            precision=self.training.precision,
         )
 
     def _error(self, member: Member, held_out: list[Measured]) -> float:

@@ -85,7 +85,7 @@ class Recipe:
 
 def embedding_facts(encoder: Encoder, recipe: Recipe) -> dict[str, Any]:
     """How embeddings are made: encoder and recipe, and `id`, a hash of both, 12 hex digits."""
-    made = {**encoder.facts(), **{key: _listed(value) for key, value in asdict(recipe).items()}}
+    made = {**encoder.facts(), **encoder.layout(), **{key: _listed(value) for key, value in asdict(recipe).items()}}
     if recipe.standardize:
         del made["standardize"]  # embeddings were standardised before there was a choice, and keep their id
     identity = {key: value for key, value in made.items() if key != "licence"}

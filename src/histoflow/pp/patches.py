@@ -107,5 +107,5 @@ def _resampled(images: Images, patch_px: int, some: slice) -> NDArray[np.uint8]:
 
 def _described(encoder: Encoder, patch_um: float) -> dict[str, Any]:
     """How they were made. There is no tissue grid: features are as the encoder gives them, not in its units."""
-    made = {**encoder.facts(), "patch_um": [float(patch_um)], "context_um": [], "grid_um": 0.0}
+    made = {**encoder.facts(), **encoder.layout(), "patch_um": [float(patch_um)], "context_um": [], "grid_um": 0.0}
     return {**made, "id": value_hash({key: value for key, value in made.items() if key != "licence"})[:12]}

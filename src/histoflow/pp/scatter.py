@@ -30,6 +30,13 @@ N_ORIENTATIONS = 4
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 _N_ANGLES = N_ORIENTATIONS // 2 + 1
 N_FEATURES = 3 * len(QUANTILES) + 2 * (2 + 2 * N_SCALES + math.comb(N_SCALES, 2) * _N_ANGLES)
+_N_STAINS = 3 * len(QUANTILES)
+_N_SCATTERED = (N_FEATURES - _N_STAINS) // 2
+PARTS = (
+    f"0:{len(QUANTILES)} {_N_STAINS}:{_N_STAINS + _N_SCATTERED}",
+    f"{_N_STAINS + 2}:{_N_STAINS + _N_SCATTERED} {_N_STAINS + _N_SCATTERED + 2}:{N_FEATURES}",
+)
+"""Spans of columns: haematoxylin, which is in nuclei; and texture alone, without how much of a stain there is."""
 _MARGIN = 16  # reflected, so that filters do not wrap around; 128 + 2 * 16 = 160 halves four times and is a fast size
 _SIDE = PATCH_PX + 2 * _MARGIN
 _FLOOR = 1e-3

@@ -2,10 +2,12 @@
 
 from histoflow.workflow.again import rerun
 from histoflow.workflow.baselines import with_baselines
+from histoflow.workflow.cohort_run import run_cohort
 from histoflow.workflow.cohorts import (
     chosen_encoder,
     embed,
     embed_for,
+    embed_row_for,
     embed_spots_for,
     embed_tiles_for,
     embedder,
@@ -43,6 +45,7 @@ __all__ = [
     "draw_evaluation",
     "embed",
     "embed_for",
+    "embed_row_for",
     "embed_spots_for",
     "embed_tiles_for",
     "embedder",
@@ -60,6 +63,7 @@ __all__ = [
     "report",
     "rerun",
     "resolve",
+    "run_cohort",
     "slide_thumbnail",
     "spot_features",
     "super_resolve",

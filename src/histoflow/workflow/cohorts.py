@@ -350,7 +350,47 @@ def predict_section(
     return model.predict(embed_spots_for(model, section, weights), n_samples=n_samples)
 
 
-def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Path | None = None) -> AnnData:
+def embed_row_for(
+    model: models.Estimator,
+    cohort: io.Cohort,
+    section: str,
+    *,
+    at: str | None = None,
+    weights: str | Path | None = None,
+    device: str = "cpu",
+) -> AnnData:
+    """Embed what one row of a cohort is to be predicted at: its spots; or tiles, for a slide or where they are wanted.
+
+    Parameters
+    ----------
+    model
+        A fitted estimator.
+    cohort
+        From `read_cohort`.
+    section
+        Id of the row.
+    at
+        ``"tiles"`` for tiles where there are spots; None for spots where there are some.
+    weights, device
+        As in `embed_spots_for`.
+
+    Returns
+    -------
+    As `embed_spots_for` and `embed_tiles_for`.
+    """
+    row = next(row for row in cohort.rows if row.section == section)
+    how: dict[str, Any] = {"weights": weights, "device": device}
+    if row.kind == "slide" or (at == "tiles" and row.counts is None and row.kind != FEATURES):
+        return embed_tiles_for(model, io.open_wsi(str(row.slide), mpp=row.mpp), **how)
+    read = cohort.select(sections=[section])[0]
+    if at == "tiles":
+        return embed_tiles_for(model, io.open_section_slide(read), **how)
+    return embed_spots_for(model, read, **how)
+
+
+def embed_spots_for(
+    model: models.Estimator, section: AnnData, weights: str | Path | None = None, *, device: str = "cpu"
+) -> AnnData:
     """Embed the spots of a section from its slide, in place, as a model needs them.
 
     Parameters
@@ -361,6 +401,8 @@ def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Pa
         Features that were read from a file stay as they are.
     weights
         Weights of the model's encoder as a local file; None for where it finds them itself.
+    device
+        Where the encoder runs.
 
     Returns
     -------
@@ -368,7 +410,7 @@ def embed_spots_for(model: models.Estimator, section: AnnData, weights: str | Pa
     """
     io.check_species([section], model.panel_.genes if model.panel_ else ())
     if model.encoder and facts(section).get("kind") != FEATURES:
-        make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
+        make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights, device=device)
         make.section(section, io.open_section_slide(section))
     return section
 
@@ -403,7 +445,9 @@ def predict_slide(
     return predicted
 
 
-def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path | None = None) -> AnnData:
+def embed_tiles_for(
+    model: models.Estimator, wsi: WSIData, weights: str | Path | None = None, *, device: str = "cpu"
+) -> AnnData:
     """Lay tiles over the tissue of a slide, at the spot distance of the training sections, and embed them.
 
     Parameters
@@ -414,6 +458,8 @@ def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path |
         A slide from `open_wsi`.
     weights
         Weights of the model's encoder as a local file; None for where it finds them itself.
+    device
+        Where the encoder runs.
 
     Returns
     -------
@@ -427,7 +473,7 @@ def embed_tiles_for(model: models.Estimator, wsi: WSIData, weights: str | Path |
     if model.encoder is None:
         raise OptionError(f"model {model.method} looks at no image and cannot predict a slide; use hest_fm or stflow")
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
-    make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights)
+    make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights, device=device)
     return make.tiles(wsi, step_um)
 
 

@@ -73,10 +73,25 @@ def models_for(
     """
     counted = counted_part(cohort)
     bench.plan_folds(counted, by)
-    name, ready = look_through(counted, encoder, weights)
+    how: dict[str, Any] = {"normalize": normalize, "level": level, "of_stpath": of_stpath}
+    return estimators_for(counted, names, encoder=encoder, weights=weights, **how)
+
+
+def estimators_for(
+    sections: Sequence[AnnData],
+    names: Iterable[str],
+    *,
+    encoder: str | Encoder = "scatter",
+    weights: str | Path | None = None,
+    normalize: str = "library",
+    level: float | None = LEVEL,
+    of_stpath: Mapping[str, Any] | None = None,
+) -> dict[str, models.Estimator | models.Auto]:
+    """Make estimators to compare, and embed sections for them; as `models_for`, without a look at how they split."""
+    name, ready = look_through(sections, encoder, weights)
     chosen = {model: named(model, ready, encoder=name, normalize=normalize, level=level) for model in names}
     tell_stpath(chosen, of_stpath or {})
-    embed_for(counted, chosen.values(), encoder=ready)
+    embed_for(sections, chosen.values(), encoder=ready)
     return chosen
 
 

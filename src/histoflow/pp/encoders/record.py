@@ -146,6 +146,9 @@ class Encoder:
         of every row at least .999); `dataclasses.replace(encoder, amp=True)` sets it.
     dense
         How it describes every 8 µm of a window; None for an encoder that only describes patches.
+    parts
+        Features that are worth looking at apart from the others too: of each part the spans of its columns in words,
+        ``"0:5 15:57"``, the last column of a span not included.
     """
 
     name: str
@@ -157,6 +160,7 @@ class Encoder:
     weights_hash: str = "none"
     amp: bool = False
     dense: Dense | None = field(repr=False, compare=False, default=None)
+    parts: tuple[str, ...] = ()
     _half: HalfPrecision = field(init=False, repr=False, compare=False, default_factory=HalfPrecision)
 
     @property
@@ -184,6 +188,10 @@ class Encoder:
         names = ("name", "version", "n_features", "patch_px", "licence", "weights_hash")
         amp = {"amp": True} if self.amp else {}
         return {name: getattr(self, name) for name in names} | self.card.facts() | amp
+
+    def layout(self) -> dict[str, Any]:
+        """What is recorded with an embedding beside `facts`: `parts`, where there are any."""
+        return {"parts": list(self.parts)} if self.parts else {}
 
     def __call__(self, patches: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
         """Encode patches, uint8 (n_patches, patch_px, patch_px, 3), to float32 (n_patches, n_features).

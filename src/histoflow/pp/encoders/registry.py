@@ -128,8 +128,16 @@ def _info(encoder: Encoder) -> EncoderInfo:
 
 
 def _scatter() -> Encoder:
-    name, dense = "scatter", scatter_dense()
-    return Encoder(name, scatter.VERSION, scatter.N_FEATURES, scatter.PATCH_PX, scatter.encode, _OURS, dense=dense)
+    return Encoder(
+        "scatter",
+        scatter.VERSION,
+        scatter.N_FEATURES,
+        scatter.PATCH_PX,
+        scatter.encode,
+        _OURS,
+        dense=scatter_dense(),
+        parts=scatter.PARTS,
+    )
 
 
 def _color() -> Encoder:

@@ -1,0 +1,218 @@
+"""Attention to neighbours, block by block: no array of edges times heads times width outlives its block.
+
+A logit is ``fc2(LayerNorm(x))`` with ``x = dropout(SiLU(a) * b)`` and, because the first layer of the attention network
+is linear, ``[a, b] = receiver_i + sender_j + W e_ij``: sums over spots and edges instead of a message for every edge
+and head. With one output, ``fc2`` after the norm is three numbers a row, and no normalised row is ever written: with
+``w`` the weight of ``fc2`` (scale of the norm taken in), ``S = sum(w)``, ``m`` and ``r`` mean and inverse spread of a
+row of D numbers,
+
+    logit = r (w·x - m S) + bias = L + bias
+
+    d logit / d x_d = r (w_d - S / D) - r² L (x_d - m) / D
+
+The way back computes x again, from the same key of its dropout, instead of keeping it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from histoflow.flow.dropout import Keep
+from histoflow.flow.gated import Gated
+
+_BLOCK_NUMBERS = 1 << 19
+"""Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
+_BLOCK_NUMBERS_GPU = 1 << 26
+
+
+@dataclass(frozen=True)
+class Neighborhood:
+    """Neighbours of each spot: `index`, int64, and which of them are real, `mask`, bool; both (n_spots, K)."""
+
+    index: Tensor
+    mask: Tensor
+
+
+class Inputs(NamedTuple):
+    """What enters attention of H heads, with networks of width W.
+
+    Attributes
+    ----------
+    receiver, sender
+        Share of a spot in the first layer of the attention network, as the one that attends and as the one attended
+        to, shape (n_spots, H * W).
+    value
+        What is attended to, shape (n_spots, hidden_dim).
+    edge
+        Embedded geometry, shape (n_spots, K, pairwise_dim).
+    to_edge
+        Weight of an edge's part for one head, shape (W, pairwise_dim / H).
+    weight, bias
+        Of the last layer, shapes (W / 2,) and (1,).
+    """
+
+    receiver: Tensor
+    sender: Tensor
+    value: Tensor
+    edge: Tensor
+    to_edge: Tensor
+    weight: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True)
+class Chance:
+    """Rates of dropout inside the network, on logits and on weights, with the key that brings the choice back."""
+
+    inside: float
+    weights: float
+    epsilon: float
+    key: int
+
+
+def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Tensor:
+    """Values and edges of the neighbours, weighted.
+
+    Parameters
+    ----------
+    inputs
+        Of the spots; `sender` and `value` may be of more spots than attend.
+    near
+        Neighbours of the spots that attend.
+    chance
+        Of dropout.
+    edge_part
+        From `edges_in_first_layer`, if it is known, as it is for the second of several draws; no gradient goes there.
+
+    Returns
+    -------
+    Shape (n_spots, hidden_dim + pairwise_dim).
+    """
+    with torch.autocast(inputs.value.device.type, enabled=False):
+        # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
+        arguments = [one.float() if one.dtype == torch.bfloat16 else one for one in inputs]
+        attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
+    return attended
+
+
+def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
+    """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W)."""
+    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
+
+
+class _Attend(torch.autograd.Function):
+    """`attend`, with its way back written out."""
+
+    @staticmethod
+    def forward(ctx: Any, *arguments: Any) -> Tensor:
+        inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
+        attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
+        for block in _blocks(inputs, near, chance, edge_part):
+            attended[block.rows] = block.attended()
+        ctx.save_for_backward(*inputs)
+        ctx.near, ctx.chance = near, chance
+        return attended
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
+        inputs = Inputs(*ctx.saved_tensors)
+        gradient = Inputs(*(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in inputs))
+        for block in _blocks(inputs, ctx.near, ctx.chance):
+            block.backward(d_attended[block.rows], gradient)
+        return (*gradient, None, None, None)
+
+
+def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Iterator[_Block]:
+    n_spots, n_near = near.index.shape
+    numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
+    size = max(1, numbers // (n_near * inputs.sender.shape[1]))
+    for start in range(0, n_spots, size):
+        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)), edge_part)
+
+
+class _Block:
+    """Spots `rows` and all their edges, from logits to weights."""
+
+    def __init__(
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+    ) -> None:
+        self.inputs, self.chance, self.rows = inputs, chance, rows
+        self.senders, self.mask = near.index[rows].flatten(), near.mask[rows]
+        self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
+        self.shape = (*self.mask.shape, self.n_heads)
+        self.edge = inputs.edge[rows].reshape(*self.shape, -1)
+        self.gated = Gated.of(self._packed(edge_part), chance.inside, self._key(0))
+        self.mean, self.inverse = self.gated.moments(chance.epsilon)
+        self.excess = torch.mv(self.gated.x, inputs.weight).addcmul_(self.mean, inputs.weight.sum(), value=-1)
+        self.excess *= self.inverse
+        self.softmax, self.weight = self._weights()
+
+    def _key(self, part: int) -> tuple[int, int, int]:
+        return self.chance.key, self.rows.start, part
+
+    def _packed(self, edge_part: Tensor | None) -> Tensor:
+        """The first layer of the attention network, (edges * H, W)."""
+        packed = self.inputs.sender.index_select(0, self.senders)
+        packed.view(*self.mask.shape, -1).add_(self.inputs.receiver[self.rows][:, None])
+        rows = packed.view(-1, len(self.inputs.to_edge))
+        if edge_part is None:
+            return rows.addmm_(self.edge.flatten(0, 2), self.inputs.to_edge.t())
+        start = self.rows.start * len(rows) // len(self.mask)
+        return rows.add_(edge_part[start : start + len(rows)])
+
+    def _weights(self) -> tuple[Tensor, Tensor]:
+        """Softmax over real neighbours, all zero where there are none; and what is left of it by dropout."""
+        logits = (self.excess + self.inputs.bias).view(self.shape)
+        self.keep_logits = Keep.of(logits, self.chance.inside, self._key(1))
+        logits = self.keep_logits.zero_(logits) / (1 - self.chance.inside)
+        lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
+        softmax = logits.masked_fill(~self.mask[..., None], lowest).softmax(dim=1) * self.mask[..., None]
+        self.keep_weights = Keep.of(softmax, self.chance.weights, self._key(2))
+        return softmax, self.keep_weights.zero_(softmax / (1 - self.chance.weights))
+
+    def _values(self) -> Tensor:
+        return self.inputs.value.index_select(0, self.senders).view(*self.shape, -1)
+
+    def attended(self) -> Tensor:
+        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
+        weight = self.weight[..., None]
+        return torch.cat([(weight * part).sum(dim=1).flatten(1) for part in (self._values(), self.edge)], dim=1)
+
+    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
+        """Add what these edges contribute to the gradient of every input."""
+        n_hidden = self.inputs.value.shape[1]
+        d_value, d_edge = (
+            part.reshape(len(part), 1, self.n_heads, -1) for part in d_attended.tensor_split([n_hidden], dim=1)
+        )
+        d_weight = (d_value * self._values()).sum(dim=-1) + (d_edge * self.edge).sum(dim=-1)
+        weight = self.weight[..., None]
+        gradient.value.index_add_(0, self.senders, (weight * d_value).view(-1, n_hidden))
+        gradient.edge[self.rows] = (weight * d_edge).flatten(2)
+        self._backward_of_logits(self._d_logits(d_weight), gradient)
+
+    def _d_logits(self, d_weight: Tensor) -> Tensor:
+        d_softmax = self.keep_weights.zero_(d_weight / (1 - self.chance.weights))
+        d_logits = self.softmax * (d_softmax - (self.softmax * d_softmax).sum(dim=1, keepdim=True))
+        return self.keep_logits.zero_(d_logits / (1 - self.chance.inside)).flatten()
+
+    def _backward_of_logits(self, d_logits: Tensor, gradient: Inputs) -> None:
+        """The formula of the module, with ``slope = r g`` and ``bend = -r² L g / D``."""
+        x, weight = self.gated.x, self.inputs.weight
+        slope = d_logits * self.inverse
+        bend = slope * self.inverse * self.excess / -len(weight)
+        gradient.bias.add_(d_logits.sum())
+        gradient.weight.add_(torch.mv(x.t(), slope) - torch.dot(slope, self.mean))
+        d_x = x * bend[:, None]
+        d_x.addcmul_(slope[:, None], (weight - weight.mean())[None]).sub_((bend * self.mean)[:, None])
+        d_packed, edge = self.gated.backward_(d_x), self.edge.flatten(0, 2)
+        gradient.to_edge.addmm_(d_packed.t(), edge)
+        gradient.edge[self.rows] += (d_packed @ self.inputs.to_edge).view(*self.mask.shape, -1)
+        d_packed = d_packed.view(*self.mask.shape, -1)
+        gradient.receiver[self.rows] = d_packed.sum(dim=1)
+        gradient.sender.index_add_(0, self.senders, d_packed.flatten(0, 1))
