@@ -328,8 +328,12 @@ def site(tmp_path_factory):
     return folder
 
 
-def test_every_link_of_the_site_leads_somewhere(site):
-    pages = {path: Links(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
+@pytest.fixture(scope="module")
+def pages(site):
+    return {path: Links(path.read_text()) for path in site.rglob("*.html") if path.name != "404.html"}
+
+
+def test_every_link_of_the_site_leads_somewhere(site, pages):
     assert len(pages) > 25
     broken = []
     for path, page in pages.items():
@@ -345,9 +349,9 @@ def test_every_link_of_the_site_leads_somewhere(site):
     assert broken == []
 
 
-def test_the_reference_has_every_public_name(site):
-    anchors = Links((site / "reference" / "python.html").read_text()).anchors
+def test_the_reference_has_every_public_name(site, pages):
+    anchors = pages[site / "reference" / "python.html"].anchors
     functions = [name for name in hf.__all__ if not isinstance(getattr(hf, name), ModuleType)]
     assert [name for name in functions if f"histoflow.{name}" not in anchors] == []
-    commands = Links((site / "reference" / "command-line.html").read_text()).anchors
+    commands = pages[site / "reference" / "command-line.html"].anchors
     assert [name for name in cli.cli.commands if not any(anchor.endswith(name) for anchor in commands)] == []
