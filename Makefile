@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test install lint bench clean
+.PHONY: demo test install lint bench docs api licences dist clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -30,5 +30,20 @@ lint: $(VENV)/.stamp-dev
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest benchmarks
 
+docs: $(VENV)/.stamp-dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
+# The snapshot of names and signatures, after a change that is meant.
+api: $(VENV)/.stamp-dev
+	$(BIN)/python -c "from tests.test_public_api import SNAPSHOT, api_text; SNAPSHOT.write_text(api_text())"
+
+dist: $(VENV)/.stamp-dev
+	rm -rf dist
+	$(BIN)/python -m build
+	$(BIN)/python .ci/licences.py dist/sbom.json
+
+licences: $(VENV)/.stamp-dev
+	$(BIN)/python .ci/licences.py
+
 clean:
-	rm -rf $(VENV) $(OUT)
+	rm -rf $(VENV) $(OUT) site dist

@@ -21,7 +21,6 @@ from tests.test_workflow import PANEL, tiny_cohort
 
 from histoflow import bench, cli, io, models, workflow
 from histoflow._errors import ManifestError
-from histoflow.cli import machine
 from histoflow.datasets.formats import write_tiff
 
 make_outs, make_st = files.make_outs, files.make_st
@@ -357,7 +356,7 @@ def test_auto_says_what_it_chose_and_by_how_much(manifest, panel_file, tmp_path,
     assert {"auto", "mean", "library_size", "color", "location"} <= set(scored.json["mean"])
 
 
-# encoders, doctor
+# encoders
 
 
 def test_encoders_are_listed_by_pattern():
@@ -371,45 +370,6 @@ def test_encoders_are_listed_by_pattern():
     assert {"uni", "uni2"} <= {line.split()[0] for line in listed}
     assert all("gated" in line and "CC-BY-NC-ND" in line for line in listed if line.startswith("uni"))
     assert histoflow("encoders", "nothing*").out.splitlines()[0] == "no encoder is called nothing*"
-
-
-def test_doctor_finds_a_good_cohort_good(manifest):
-    done = histoflow("doctor", manifest, "--json")
-    checks = {check["what"]: check for check in done.json["checks"]}
-    assert done.code == 0
-    assert all(check["ok"] for check in checks.values())
-    assert {"torch", "lazyslide", "wsidata", "openslide", "cache", "P1_A", "P1_B", "P2_A", "P2_B"} <= set(checks)
-    assert checks["P1_A"]["told"] == "56 spots, 65 genes, 1 × 1 µm/px (from metadata)"
-    assert checks["P1_B"]["told"].endswith("(from pitch)")
-    alone = histoflow("doctor")
-    assert alone.code == 0
-    assert [line.split(":")[0] for line in alone.out.splitlines()][-1] == "ok   cache"
-
-
-def test_doctor_names_every_fault_of_a_cohort_and_its_fix(make_outs, make_st, tmp_path):
-    good, tables = make_outs(name="A"), make_st(name="B")
-    damaged = make_outs(name="C")
-    (damaged.folder / "spatial" / "tissue_positions.csv").write_text("")
-    tables.spots.write_text("x,y\n1,1\n")
-    path = cohort(tmp_path, visium(good), st(tables), visium(damaged))
-    done = histoflow("doctor", path)
-    assert done.code == 1
-    lines = dict(line.split(": ", 1) for line in done.out.splitlines())
-    assert "ok   A" in lines
-    assert "it needs columns x, y, pixel_x, pixel_y" in lines["FAIL B"]
-    assert "has no rows; give a table with a row per spot" in lines["FAIL C"]
-    assert not done.told
-    gone = histoflow("doctor", tmp_path / "none.csv")
-    assert (gone.code, "does not exist" in gone.out) == (1, True)
-
-
-@pytest.mark.parametrize(("part", "code", "extra"), [("lazyslide", 1, "slides"), ("scanpy", 0, "hvg")])
-def test_doctor_says_how_to_install_what_is_missing(monkeypatch, part, code, extra):
-    find_spec = machine.find_spec
-    monkeypatch.setattr(machine, "find_spec", lambda name: None if name == part else find_spec(name))
-    done = histoflow("doctor")
-    assert done.code == code
-    assert f"{part}: not installed; pip install 'histoflow[{extra}]'" in done.out
 
 
 # exit codes and errors

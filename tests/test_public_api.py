@@ -5,6 +5,7 @@ import inspect
 import pkgutil
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -235,3 +236,44 @@ def test_arrays_and_tables_that_are_returned_are_described():
         if returns_data(function) and not told:
             silent.append(name)
     assert silent == []
+
+
+# the snapshot
+
+SNAPSHOT = Path(__file__).with_name("public_api.txt")
+PROMISED = ("histoflow", "histoflow.models", "histoflow.bench", "histoflow.stats", "histoflow.pl", "histoflow.datasets")
+
+
+def api_text() -> str:
+    """Names and signatures of what users call, one a line; `make api` writes them into the snapshot."""
+    lines = []
+    for module in PROMISED:
+        for name in importlib.import_module(module).__all__:
+            value = getattr(importlib.import_module(module), name)
+            lines += api_lines(f"{module}.{name}", value)
+    return "\n".join(sorted(set(lines))) + "\n"
+
+
+def api_lines(name, value):
+    """One line of a function or value; of a class also those of its methods and properties."""
+    if inspect.ismodule(value):
+        return [f"{name}: module"]
+    if inspect.isclass(value):
+        own = {attribute: member for attribute, member in vars(value).items() if not attribute.startswith("_")}
+        inside = [line for attribute, member in own.items() for line in member_lines(f"{name}.{attribute}", member)]
+        return [f"{name}{inspect.signature(value)}", *inside]
+    return [f"{name}{inspect.signature(value)}"] if callable(value) else [f"{name}: {type(value).__name__}"]
+
+
+def member_lines(name, member):
+    if isinstance(member, property):
+        return [f"{name}: property"]
+    plain = getattr(member, "__func__", member)
+    return [f"{name}{inspect.signature(plain)}"] if inspect.isfunction(plain) else []
+
+
+def test_names_and_signatures_are_those_of_the_snapshot():
+    was, now = SNAPSHOT.read_text().splitlines(), api_text().splitlines()
+    gone, new = sorted(set(was) - set(now)), sorted(set(now) - set(was))
+    assert (gone, new) == ([], []), "the public API changed: tell it in the changelog, then run `make api`"
+    assert not any(" at 0x" in line for line in now)

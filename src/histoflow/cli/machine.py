@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-from importlib.metadata import PackageNotFoundError, version
-from importlib.util import find_spec
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from histoflow._errors import HistoflowError, OptionError, OutputError
+from histoflow._errors import OptionError, OutputError
 from histoflow._files import cache_folder
 from histoflow.cli.root import PATH, json_option, say
 
@@ -19,7 +17,7 @@ if TYPE_CHECKING:
     from histoflow.pp import EncoderInfo
 
 _CACHED = ("features", "slides", "weights", "data", "toy")
-_PARTS = ("torch", "lazyslide", "wsidata", "openslide", "tifffile", "imagecodecs", "scanpy")
+_MARKS = {"ok": "ok  ", "note": "note", "fail": "FAIL"}
 
 
 @click.command()
@@ -106,58 +104,13 @@ def _remove_cached(path: Path) -> None:
 @click.argument("cohort", type=PATH, required=False)
 @json_option
 def doctor(cohort: Path | None, as_json: bool) -> None:
-    """Tell what works on this machine and what is wrong in a COHORT, each failure with its fix."""
-    checks = [_check_part(part) for part in _PARTS] + [_check_cache()]
-    if cohort is not None:
-        checks += _check_cohort(cohort)
-    lines = [f"{'ok  ' if check['ok'] else 'FAIL'} {check['what']}: {check['told']}" for check in checks]
-    say({"checks": checks}, "\n".join(lines), as_json=as_json)
-    if not all(check["ok"] for check in checks):
+    """Tell what works on this machine and what is wrong in a COHORT, each finding with its fix."""
+    from histoflow import workflow
+
+    checks = workflow.check_machine() + ([] if cohort is None else workflow.check_cohort(cohort))
+    failed = [check for check in checks if check.state == "fail"]
+    lines = [f"{_MARKS[check.state]} {check.what}: {check.sentence}" for check in checks]
+    told = [asdict(check) | {"ok": check.state != "fail"} for check in checks]
+    say({"ok": not failed, "checks": told}, "\n".join(lines), as_json=as_json)
+    if failed:
         raise click.exceptions.Exit(1)
-
-
-def _check_part(part: str) -> dict[str, Any]:
-    extra = "hvg" if part == "scanpy" else "slides"
-    if find_spec(part) is None:
-        return {"what": part, "ok": part == "scanpy", "told": f"not installed; pip install 'histoflow[{extra}]'"}
-    try:
-        return {"what": part, "ok": True, "told": version({"openslide": "openslide-python"}.get(part, part))}
-    except PackageNotFoundError:
-        return {"what": part, "ok": True, "told": "installed"}
-
-
-def _check_cache() -> dict[str, Any]:
-    folder = cache_folder()
-    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
-    ok = os.access(nearest, os.W_OK)
-    return {"what": "cache", "ok": ok, "told": str(folder) if ok else f"{folder} is not writable; set HISTOFLOW_CACHE"}
-
-
-def _check_cohort(path: Path) -> list[dict[str, Any]]:
-    from histoflow import io
-
-    try:
-        cohort = io.read_cohort(path)
-    except HistoflowError as err:
-        return [{"what": str(path), "ok": False, "told": str(err)}]
-    checks = []
-    for row in cohort.rows:
-        try:
-            checks.append({"what": row.section, "ok": True, "told": _told_of(cohort, row)})
-        except HistoflowError as err:
-            checks.append({"what": row.section, "ok": False, "told": str(err)})
-    return checks
-
-
-def _told_of(cohort: Any, row: Any) -> str:
-    """Size and scale of a row of a cohort, read or opened as the other commands would."""
-    from histoflow import io
-
-    if row.counts is None:
-        known = io.open_wsi(row.slide, mpp=row.mpp).attrs["histoflow"]
-        size = "slide without counts"
-    else:
-        read = cohort.select(sections=[row.section])[0]
-        known = read.uns["histoflow"]
-        size = f"{read.n_obs} spots, {read.n_vars} genes"
-    return f"{size}, {known['mpp_x']:.3g} × {known['mpp_y']:.3g} µm/px (from {known['mpp_source']})"

@@ -17,8 +17,10 @@ from histoflow.workflow.cohorts import (
     write_h5ad,
 )
 from histoflow.workflow.demo import demo
+from histoflow.workflow.doctor import Check, check_machine
 from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, patients_of, slide_thumbnail
 from histoflow.workflow.hest import hest_bench
+from histoflow.workflow.preflight import check_cohort
 from histoflow.workflow.reports import report
 from histoflow.workflow.slides import (
     Pairs,
@@ -33,8 +35,11 @@ from histoflow.workflow.subspot import resolve, super_resolve
 from histoflow.workflow.zeroshot import predict_to_file, zero_shot
 
 __all__ = [
+    "Check",
     "Pairs",
     "available_backbones",
+    "check_cohort",
+    "check_machine",
     "chosen_encoder",
     "demo",
     "draw_evaluation",
