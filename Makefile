@@ -18,7 +18,7 @@ demo: $(VENV)/.stamp-slides $(VENV)/.stamp-report
 	$(BIN)/histoflow demo --out $(OUT)
 
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -n 2 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
