@@ -67,7 +67,7 @@ def test_every_encoder_goes_through_fit_and_predict(wsi, reference, tmp_path, ca
     assert made["licence"]
     assert made["weights_hash"] != "none" or weights is None
     assert (
-        wsi.tables[f"{made['name']}_tiles"].n_vars == 2 * width * 3
+        wsi.tables[f"{made['name']}_tiles"].n_vars == 2 * width * 5
     )  # two fields of view, themselves and two contexts
 
 

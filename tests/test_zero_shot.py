@@ -198,7 +198,7 @@ def test_sections_are_embedded_once_for_pretrained_and_learning_models(slide, we
     workflow.embed_for([both], [pretrained, models.RidgeProbe(encoder="gigapath")])
     assert alone.uns[UNS][EMBEDDINGS]["gigapath"]["standardize"] is False
     assert alone.obsm["gigapath"].shape[1] == 1536
-    assert both.obsm["gigapath"].shape[1] == 1536 * 2 * 3
+    assert both.obsm["gigapath"].shape[1] == 1536 * 2 * 5
     fitted = workflow.zero_shot(weights, organ="Breast")
     np.testing.assert_allclose(fitted.predict(both).X, fitted.predict(alone).X, atol=1e-4)
 
