@@ -66,9 +66,8 @@ def test_every_encoder_goes_through_fit_and_predict(wsi, reference, tmp_path, ca
     assert made["n_features"] == width
     assert made["licence"]
     assert made["weights_hash"] != "none" or weights is None
-    assert (
-        wsi.tables[f"{made['name']}_tiles"].n_vars == 2 * width * 5
-    )  # two fields of view: at the place, within four radii
+    # Two fields of view, at the place and within four radii.
+    assert wsi.tables[f"{made['name']}_tiles"].n_vars == 2 * width * 5
 
 
 def test_a_model_in_half_precision_embeds_what_it_predicts_alike(shared, reference, tmp_path):

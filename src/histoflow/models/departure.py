@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from histoflow.models.arrays import Arrays
-from histoflow.models.noise import Drawn, normal_noise
+from histoflow.models.noise import Drawn, normal_noise, shelved
 from histoflow.models.spots import Floats, Spots
 from histoflow.pp.graph import neighbors
 
@@ -90,9 +90,8 @@ class Departure:
         -------
         Shape (n_draws, n_spots, n_genes), log1p, float32.
         """
-        noise = np.empty((n_draws, len(spots), len(self.noise)), np.float32)
-        for draw, rows, values in self.noise_of(spots.ids, n_draws, seed):
-            noise[draw, rows] = values
+        place = np.empty((n_draws, len(spots), len(self.noise)), np.float32)
+        noise = shelved(place, self.noise_of(spots.ids, n_draws, seed))
         return self.at(spots.xy_um / pitch_um, noise, n_draws, seed)
 
     def noise_of(self, ids: NDArray[np.str_], n_draws: int, seed: int) -> Drawn:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
-from histoflow.models.noise import prior_noise
+from histoflow.models.noise import prior_noise, shelved
 from histoflow.models.spots import Floats, Spots
 from histoflow.models.training import matrices
 from histoflow.pp.graph import neighbors
@@ -231,7 +231,6 @@ def start_noise(prior: Prior, spots: Spots, shape: tuple[int, int], seed: int) -
 
     Noise belongs to spots by their ids, so that their order does not matter.
     """
-    noise = [torch.empty(len(spots), shape[1]) for _ in range(shape[0])]
-    for draw, rows, values in prior_noise(prior, spots.ids, shape, seed):
-        noise[draw][torch.from_numpy(rows)] = torch.from_numpy(values)
-    return noise
+    n_draws, n_genes = shape
+    place = np.empty((n_draws, len(spots), n_genes), np.float32)
+    return list(torch.from_numpy(shelved(place, prior_noise(prior, spots.ids, shape, seed))))

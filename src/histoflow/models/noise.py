@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -11,6 +12,8 @@ from numpy.typing import NDArray
 from histoflow.flow import Prior
 from histoflow.models.parts import Rows, Shelf
 from histoflow.models.spots import Floats
+
+SomeShelf = TypeVar("SomeShelf", bound=Shelf)
 
 _NUMBERS = 1 << 26
 """Drawn at once, at most, of places × genes."""
@@ -40,7 +43,7 @@ def normal_noise(generator: np.random.Generator, ids: NDArray[np.str_], shape: t
             yield draw, rows, generator.standard_normal((len(rows), shape[1]), dtype=np.float32)
 
 
-def shelved(shelf: Shelf, drawn: Drawn) -> Shelf:
+def shelved(shelf: SomeShelf, drawn: Drawn) -> SomeShelf:
     """The shelf, with what is drawn put on it."""
     for draw, rows, values in drawn:
         shelf[draw, rows] = values
