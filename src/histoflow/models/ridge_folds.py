@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -86,11 +86,15 @@ class _Fold:
         self.left_out = test if len(left_out) == len(test) else left_out
         self.without: Floats = path.turned[self.left_out]
         self.mean: Doubles = path.turned[train].mean(axis=0, dtype=np.float64)
+        self._own: _OwnAxes | None = None
 
-    @cached_property
+    @property
     def own(self) -> _OwnAxes:
         """Its own axes: most of a fold's work, which no product with targets has to wait for."""
-        return _OwnAxes(self, self._path)
+        # Before Python 3.12 a `cached_property` has one lock for all folds, and they would wait for each other.
+        if self._own is None:
+            self._own = _OwnAxes(self, self._path)
+        return self._own
 
     def centred_test(self) -> Floats:
         """Held-out features on the path's axes, less the training mean, shape (n_held_out, n_axes)."""
