@@ -12,6 +12,11 @@ def test_import_loads_neither_torch_nor_lazyslide():
     assert done.stdout.strip() == "set()"
 
 
+def test_the_package_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "histoflow", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout.strip().endswith(histoflow.__version__)
+
+
 def test_every_public_name_is_there_and_documented():
     assert set(histoflow.__all__) <= set(dir(histoflow))
     for name in histoflow.__all__:

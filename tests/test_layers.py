@@ -23,7 +23,8 @@ MAY_IMPORT = {
     "datasets": BASE | {"io", "pp"},
 }
 MAY_IMPORT["workflow"] = set(MAY_IMPORT)  # all of the above
-MAY_IMPORT["cli"] = set(MAY_IMPORT)  # and workflow; nobody imports cli
+MAY_IMPORT["cli"] = set(MAY_IMPORT)  # and workflow
+MAY_IMPORT["__main__"] = {"cli"}  # nobody else imports cli
 EXTERNAL_BAN = {"flow": {"anndata", "spatialdata", "lazyslide", "wsidata", "pandas"}}
 
 
