@@ -24,6 +24,7 @@ from pathlib import Path
 from unittest import mock
 
 import numpy as np
+import pandas as pd
 import torch
 from anndata import AnnData
 from heldout import MIN_COUNTS, write_manifest
@@ -104,6 +105,31 @@ def references(train: list[AnnData], section: AnnData, panel: Panel, seed: int) 
     return {name: r_of(one.fit(train, panel=panel).predict(section), section, panel) for name, one in made.items()}
 
 
+def table(told: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Of every part: r, its spread over seeds, and its difference from the default with its spread over all runs."""
+    runs = pd.DataFrame(
+        {key: {name: r for found in one.values() for name, r in found.items()} for key, one in told.items()}
+    ).T
+    seed = runs.index.str.rpartition(" ").get_level_values(-1)
+    lines = []
+    for group, prefix in (("C2–C5", "C"), ("olfactory bulbs", "M")):
+        own = runs[runs.index.str.startswith(prefix)]
+        by_seed = own.groupby(seed[runs.index.str.startswith(prefix)]).mean()
+        more = own.sub(own["default"], axis=0)
+        lines += [
+            f"{group}: {len(own)} runs, {len(by_seed)} seeds",
+            "",
+            "| | r | sd over seeds | less the default | sd over runs |",
+        ]
+        lines += ["|---|---|---|---|---|"]
+        for name in runs.columns:
+            spread = f"{by_seed[name].std():.4f}" if len(by_seed) > 1 else "–"
+            cells = (f"{by_seed[name].mean():.3f}", spread, f"{more[name].mean():+.3f}", f"{more[name].std():.3f}")
+            lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 VARIANTS: tuple[Callable[..., dict[str, float]], ...] = (
     references,
     halves,
@@ -138,15 +164,7 @@ def main(data: Path, out: Path, n_seeds: int) -> None:
                     known[variant.__name__] = variant(train, sections[test], panel, seed)
                     path.write_text(json.dumps(told, indent=2))
             print(key, {name: round(r, 4) for found in told[key].values() for name, r in found.items()}, flush=True)
-    flat = {key: {name: r for found in one.values() for name, r in found.items()} for key, one in told.items()}
-    for group, prefix in (("C2–C5", "C"), ("olfactory bulbs", "M")):
-        rows = [one for key, one in flat.items() if key.startswith(prefix)]
-        seeds = (
-            np.array([[row[name] for name in rows[0]] for row in rows]).reshape(n_seeds, -1, len(rows[0])).mean(axis=1)
-        )
-        spread = seeds.std(axis=0, ddof=1) if n_seeds > 1 else np.full(len(rows[0]), np.nan)
-        for name, r, sd in zip(rows[0], seeds.mean(axis=0), spread, strict=True):
-            print(f"{group:16} {name:22} r {r:.4f}, standard deviation over seeds {sd:.4f}")
+    print(table(told))
 
 
 if __name__ == "__main__":
