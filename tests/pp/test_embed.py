@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tests.test_workflow import tiny_cohort
 
 from histoflow import io
 from histoflow._errors import OptionError, ShapeError, SlideMismatchError
 from histoflow._keys import EMBEDDINGS, TISSUE, UNS
-from histoflow.datasets import toy
 from histoflow.pp import Embedder, Recipe, blocks, get_encoder
 from histoflow.pp.tiles import read_patches, statistics_grid
 
@@ -19,8 +19,8 @@ RECIPE = Recipe(patch_um=(112.0,), context_um=(250.0,), grid_um=224.0)
 
 
 @pytest.fixture(scope="module")
-def section(tmp_path_factory):
-    return toy(tmp_path_factory.mktemp("toy")).select(sections=["P1_A"])[0]
+def section(cache_folder):
+    return io.read_cohort(tiny_cohort(cache_folder)).select(sections=["P1_A"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_section_is_told_its_pieces_of_tissue_unless_it_knows_them(section, wsi,
 
 
 def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     xy, calls = section.obsm["spatial"], []
 
     def counted(patches):
@@ -86,7 +86,7 @@ def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi,
             raise KeyboardInterrupt
         return COLOR.encode(patches)
 
-    make = Embedder(replace(COLOR, encode=counted), RECIPE, cache_dir=tmp_path, batch_size=40)
+    make = Embedder(replace(COLOR, encode=counted), RECIPE, cache_dir=tmp_path, batch_size=10)
     with pytest.raises(KeyboardInterrupt):
         make.places(wsi, xy)
     resumed, _ = make.places(wsi, xy)
@@ -99,10 +99,10 @@ def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi,
 
 
 def test_a_slide_is_embedded_on_a_grid(wsi, tmp_path):
-    tiles = embedder(tmp_path).tiles(wsi, 200.0)
+    tiles = embedder(tmp_path).tiles(wsi, 100.0)
     assert tiles.n_obs == len(wsi.tables["color_tiles"]) > 20
     assert {"tile_id", "tissue_id"} <= set(tiles.obs)
-    np.testing.assert_allclose(np.diff(np.unique(tiles.obsm["spatial_um"][:, 0])).min(), 200, rtol=0.02)
+    np.testing.assert_allclose(np.diff(np.unique(tiles.obsm["spatial_um"][:, 0])).min(), 100, rtol=0.02)
 
 
 def test_the_statistics_grid_leaves_the_slide_as_it_was(wsi):

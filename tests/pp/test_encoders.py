@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.test_workflow import tiny_cohort
 from torch import nn
 
 from histoflow import io, pp
 from histoflow._errors import HistoflowWarning, MissingDependencyError, OptionError, ShapeError, WeightsError
 from histoflow._keys import EMBEDDINGS, UNS
-from histoflow.datasets import toy
 from histoflow.pp import Embedder, Encoder, Recipe, available_encoders, embedding_facts, get_encoder, load_weights
 from histoflow.pp.encoders import network, optional, weights
 from histoflow.pp.encoders.weights import read_state, weights_file
@@ -192,8 +192,8 @@ def test_a_name_that_cannot_name_a_slot_is_refused(name):
         Encoder.from_callable(lambda x: x.mean((2, 3)), name=name, patch_px=16)
 
 
-def test_embeddings_of_a_network_and_their_facts_survive_a_file(tiny, tmp_path):
-    section = toy(tmp_path / "toy").select(sections=["P1_A"])[0]
+def test_embeddings_of_a_network_and_their_facts_survive_a_file(tiny, tmp_path, cache_folder):
+    section = io.read_cohort(tiny_cohort(cache_folder)).select(sections=["P1_A"])[0]
     encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32, mean=MEAN, std=STD, mpp=0.5)
     recipe = Recipe(patch_um=(112.0,), context_um=(), grid_um=224.0)
     Embedder(encoder, recipe, cache_dir=tmp_path).section(section, io.open_section_slide(section))
