@@ -181,5 +181,5 @@ def test_one_name_in_two_folders_is_two_slides(section, tmp_path):
         path.parent.mkdir()
         Image.fromarray(image).save(path)
         others.append(io.open_wsi(path, mpp=2.0))
-    features = [list(embedder(tmp_path)._fields(slide, np.array([[150.0, 150.0]]), "places")) for slide in others]
+    features = [embedder(tmp_path)._fields(slide, np.array([[150.0, 150.0]]), "places") for slide in others]
     assert not np.array_equal(features[0][0], features[1][0])
