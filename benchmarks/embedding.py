@@ -70,12 +70,11 @@ def ours(slide: Path, name: str, weights: Path, folder: Path, precision: str) ->
 
 
 def lazyslide(slide: Path, name: str, weights: Path, folder: Path, precision: str) -> Callable[[int], np.ndarray]:
-    import geopandas
     import lazyslide as zs
     from lazyslide_models import TimmModel
-    from shapely import box
     from torchvision.transforms import v2
     from wsidata import TileSpec
+    from wsidata.io import add_tiles
 
     from histoflow import io
 
@@ -87,10 +86,9 @@ def lazyslide(slide: Path, name: str, weights: Path, folder: Path, precision: st
     half = {"amp": True, "autocast_dtype": torch.bfloat16} if precision == "bf16" else {"amp": False}
 
     def extract(n_tiles: int) -> np.ndarray:
-        xy = corners(wsi.properties.shape, n_tiles)
-        boxes = box(xy[:, 0], xy[:, 1], xy[:, 0] + SIDE, xy[:, 1] + SIDE)
-        wsi.shapes["tiles"] = geopandas.GeoDataFrame({"tile_id": range(n_tiles)}, geometry=boxes)
-        wsi.attrs["tile_spec"] = {"tiles": TileSpec.from_wsidata(wsi, tile_px=SIDE, mpp=MPP).to_dict()}
+        spec = TileSpec.from_wsidata(wsi, tile_px=SIDE, mpp=MPP)
+        tissue = np.zeros(n_tiles, dtype=int)
+        add_tiles(wsi, "tiles", corners(wsi.properties.shape, n_tiles), tile_spec=spec, tissue_ids=tissue)
         zs.tl.feature_extraction(wsi, model, transform=plain, device="cpu", pbar=False, key_added="f", **half)
         return np.asarray(wsi.tables["f"].X)
 

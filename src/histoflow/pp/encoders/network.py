@@ -47,8 +47,8 @@ class Normalize:
 class Network:
     """A network as an `EncodeFunction`; it follows the patches to their device.
 
-    On a processor it gets patches eight at a time, the last ones filled up with copies of the last patch: how a product
-    is rounded may depend on its size, and a row is to depend on its patch alone.
+    On a processor what has weights gets patches eight at a time, the last ones filled up with copies of the last patch:
+    how a product is rounded may depend on its size, and a row is to depend on its patch alone.
 
     Parameters
     ----------
@@ -71,7 +71,7 @@ class Network:
         if self.owner is not None and patches.device != self._device:
             self.owner.to(patches.device)
             self._device = patches.device
-        if patches.device.type != "cpu":
+        if self.owner is None or patches.device.type != "cpu":
             return self._run(patches)
         parts = torch.split(patches, _AT_ONCE)
         rows = [self._filled_up(part) for part in parts]
