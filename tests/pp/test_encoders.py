@@ -322,6 +322,33 @@ def test_a_network_of_another_patch_size_says_so(tmp_path):
     assert Encoder.from_file(tmp_path / "flat.pt", patch_px=16).n_features == 4
 
 
+# companies of patches
+
+
+def test_a_networks_rows_do_not_depend_on_how_many_patches_there_are(tiny):
+    encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32)
+    many = patches(21)
+    whole = encoder(many)
+    for n_patches in (1, 5, 8, 9):
+        np.testing.assert_array_equal(encoder(many[:n_patches]), whole[:n_patches])
+    np.testing.assert_array_equal(encoder(many[::-1].copy())[::-1], whole)
+    np.testing.assert_array_equal(encoder.encode_images(torch.from_numpy(many)).numpy(), whole)
+
+
+def test_a_network_gets_eight_patches_at_a_time_and_a_function_gets_all(tiny):
+    seen = []
+    encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32)
+    encoder.encode.owner.conv.register_forward_hook(lambda module, images, out: seen.append(len(out)))
+    encoder(patches(21))
+    assert seen == [8, 8, 8]
+    function = Encoder.from_callable(
+        lambda images: seen.append(len(images)) or images.mean((2, 3)), name="f", patch_px=32
+    )
+    seen.clear()
+    function(patches(21))
+    assert seen == [21]
+
+
 # half precision
 
 
