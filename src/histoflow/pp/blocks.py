@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from itertools import chain
 from pathlib import Path
 
@@ -108,13 +109,16 @@ def _encoded(
     paths = [folder / f"{number:06d}.npy" for number in range(len(blocks))]
     shapes = [(block.stop - block.start, encode.encoder.n_features) for block in blocks]
     missing = [i for i, path in enumerate(paths) if _load(path, shapes[i]) is None]
-    ahead = _read_ahead([blocks[i] for i in missing], lambda block: encode.ready(read(block)), num_workers)
-    for i, patches in zip(track(missing, label), ahead, strict=True):
-        _store(paths[i], shapes[i], [encode(patches)])
+    wanted = [blocks[i] for i in missing]
+    with closing(_read_ahead(wanted, lambda block: encode.ready(read(block)), num_workers)) as ahead:
+        for i, patches in zip(track(missing, label), ahead, strict=True):
+            _store(paths[i], shapes[i], [encode(patches)])
     return paths
 
 
-def _read_ahead(blocks: list[slice], read: Callable[[slice], Tensor], num_workers: int) -> Iterator[Tensor]:
+def _read_ahead(
+    blocks: list[slice], read: Callable[[slice], Tensor], num_workers: int
+) -> Generator[Tensor, None, None]:
     """Blocks in order; the next ones, as many as there are workers, are read while one is encoded."""
     with ThreadPoolExecutor(num_workers) as reader:
         queue = [reader.submit(read, block) for block in blocks[:num_workers]]

@@ -36,10 +36,14 @@ class Normalize:
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise OptionError(f"mean {mean} and std {std} must be three numbers each, std above 0")
+        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, patches: Tensor) -> Tensor:
         """From uint8 (n_patches, height, width, 3) to float32 (n_patches, 3, height, width)."""
-        mean, std = (torch.tensor(value, device=patches.device).view(3, 1, 1) for value in (self.mean, self.std))
+        if patches.device not in self._scale:  # once for each device: a copy to it waits for what it is doing
+            mean, std = (torch.tensor(value, device=patches.device).view(3, 1, 1) for value in (self.mean, self.std))
+            self._scale[patches.device] = mean, std
+        mean, std = self._scale[patches.device]
         images: Tensor = (patches.permute(0, 3, 1, 2) / 255 - mean) / std
         return images
 
