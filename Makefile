@@ -27,8 +27,9 @@ lint: $(VENV)/.stamp-dev
 	$(BIN)/ruff format --check src tests benchmarks docs
 	$(BIN)/mypy
 
+# BENCH_ARGS=--quick takes about 20 minutes; a run that was cut is taken up.
 bench: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest benchmarks
+	$(BIN)/python benchmarks $(BENCH_ARGS)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -32,7 +32,8 @@ def data_folder() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep everything that is cached inside the test run's temporary folder."""
-    folder = tmp_path_factory.mktemp("cache")
+    """Keep everything that is cached inside the test run's temporary folder, once for all its workers."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
     os.environ["HISTOFLOW_CACHE"] = str(folder)
     return folder

@@ -19,13 +19,13 @@ import h5py
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from anndata import AnnData
 from safetensors.torch import save_file
 from tests.hest_folder import make_hest_folder
 from tests.io import test_features as features
 from tests.models.stpath_files import write_files
 from tests.pp.test_timm_models import random_model
+from tests.quick_encoder import quick_scatter
 from tests.test_cli import histoflow
 from tests.test_workflow import tiny_cohort
 from tests.test_zero_shot import small_gigapath
@@ -34,9 +34,7 @@ import histoflow as hf
 from histoflow import _errors, cli, models, workflow
 from histoflow.datasets import planted
 from histoflow.models import recipes, subspot
-from histoflow.pp import Encoder
 from histoflow.pp.encoders import registry
-from histoflow.pp.encoders.dense import scatter_dense
 from histoflow.workflow import cohorts, slides, zeroshot
 
 ROOT = Path(__file__).parents[1]
@@ -152,23 +150,6 @@ def quick():
             if hasattr(module, "get_encoder"):
                 patch.setattr(module, "get_encoder", with_small_gigapath(module.get_encoder))
         yield
-
-
-def quick_scatter() -> Encoder:
-    """Mean colours of the quarters of a patch, under the name of the default encoder; super-pixels are its own."""
-
-    def quarters(images: torch.Tensor) -> torch.Tensor:
-        return images.unflatten(3, (2, -1)).unflatten(2, (2, -1)).mean((3, 5)).flatten(1)
-
-    dense = replace(scatter_dense(), tokens=quick_cells)
-    return replace(Encoder.from_callable(quarters, name="scatter", patch_px=32), dense=dense)
-
-
-def quick_cells(windows: torch.Tensor) -> torch.Tensor:
-    """Mean colours of super-pixels, in as many channels as the default encoder has."""
-    size = scatter_dense().window.token_px
-    means = windows.float().unflatten(2, (-1, size)).unflatten(1, (-1, size)).mean((2, 4))
-    return means.repeat(1, 1, 1, -(-scatter_dense().n_channels // 3))[..., : scatter_dense().n_channels]
 
 
 def with_small_gigapath(get_encoder):

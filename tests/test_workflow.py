@@ -18,6 +18,7 @@ from histoflow._errors import (
     SplitError,
     TrainingWarning,
 )
+from histoflow._files import locked
 from histoflow._keys import EMBEDDINGS, UNS
 from histoflow.bench import read_prediction
 from histoflow.datasets import planted
@@ -28,10 +29,10 @@ PANEL = Panel(("TEX01", "COL01", "NIL01", "COL02", "TEX02"))
 
 
 def tiny_cohort(cache_folder: Path) -> Path:
-    """Manifest of a small toy cohort, written once into the cache of the test run."""
+    """Manifest of a small toy cohort, written once into the cache that the workers of a test run share."""
     folder = cache_folder / "tiny"
-    if not folder.exists():
-        with pytest.MonkeyPatch.context() as patch:
+    with locked(folder), pytest.MonkeyPatch.context() as patch:
+        if not folder.exists():
             small = tuple(replace(plan, size_um=(960, 880), radius_um=400) for plan in planted._PLANS)
             patch.setattr(planted, "_PLANS", small)
             planted.write_toy(folder)

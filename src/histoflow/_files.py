@@ -4,17 +4,25 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
+import mmap
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histoflow._errors import MissingDependencyError, OutputError, ReadError
 
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
 _BLOCK = 1 << 20
+IN_MEMORY = 1 << 27
+"""Numbers that an array of features may hold in memory; larger ones lie in a file and are mapped."""
 
 
 def cache_folder(cache_dir: str | Path | None = None) -> Path:
@@ -49,6 +57,46 @@ def file_hash(path: str | Path) -> str:
 def value_hash(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys, as 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def roomy_array(shape: tuple[int, ...], folder: Path) -> NDArray[np.float32]:
+    """An empty float32 array; one of more than 2²⁷ numbers lies in a file without a name that goes when the array goes.
+
+    Parameters
+    ----------
+    shape
+        Its shape.
+    folder
+        Where there is room for the file; made if need be.
+
+    Raises
+    ------
+    OutputError
+        If the file cannot be made.
+    """
+    import numpy as np
+
+    if math.prod(shape) <= IN_MEMORY:
+        return np.empty(shape, dtype=np.float32)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder) as handle:
+            return np.memmap(handle, dtype=np.float32, mode="w+", shape=shape)
+    except OSError as err:
+        raise OutputError(
+            f"cannot make room for {math.prod(shape) * 4 / 1e9:.1f} GB in {folder}: {err.strerror or err}; "
+            "set HISTOFLOW_CACHE to a folder with more room"
+        ) from err
+
+
+def let_go(array: Any) -> None:
+    """Let go of the pages of a mapped file, which count as memory; they are read anew where they are needed.
+
+    Of an array that is not mapped, or whose changes no file is to see, nothing is done.
+    """
+    mapped = getattr(array, "_mmap", None)
+    if mapped is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 @contextmanager

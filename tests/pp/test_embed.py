@@ -6,11 +6,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from PIL import Image
+from tests.test_workflow import tiny_cohort
 
-from histoflow import io
-from histoflow._errors import OptionError, ShapeError, SlideMismatchError
+from histoflow import _files, io
+from histoflow._errors import OptionError, OutputError, ShapeError, SlideMismatchError
 from histoflow._keys import EMBEDDINGS, TISSUE, UNS
-from histoflow.datasets import toy
 from histoflow.pp import Embedder, Recipe, blocks, get_encoder
 from histoflow.pp.tiles import read_patches, statistics_grid
 
@@ -19,8 +19,8 @@ RECIPE = Recipe(patch_um=(112.0,), context_um=(250.0,), grid_um=224.0)
 
 
 @pytest.fixture(scope="module")
-def section(tmp_path_factory):
-    return toy(tmp_path_factory.mktemp("toy")).select(sections=["P1_A"])[0]
+def section(cache_folder):
+    return io.read_cohort(tiny_cohort(cache_folder)).select(sections=["P1_A"])[0]
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +77,7 @@ def test_section_is_told_its_pieces_of_tissue_unless_it_knows_them(section, wsi,
 
 
 def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi, tmp_path, monkeypatch):
-    monkeypatch.setattr(blocks, "BLOCK", 40)
+    monkeypatch.setattr(blocks, "BLOCK", 10)
     xy, calls = section.obsm["spatial"], []
 
     def counted(patches):
@@ -86,7 +86,7 @@ def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi,
             raise KeyboardInterrupt
         return COLOR.encode(patches)
 
-    make = Embedder(replace(COLOR, encode=counted), RECIPE, cache_dir=tmp_path, batch_size=40)
+    make = Embedder(replace(COLOR, encode=counted), RECIPE, cache_dir=tmp_path, batch_size=10)
     with pytest.raises(KeyboardInterrupt):
         make.places(wsi, xy)
     resumed, _ = make.places(wsi, xy)
@@ -98,11 +98,60 @@ def test_a_second_run_encodes_nothing_and_a_killed_one_is_taken_up(section, wsi,
     np.testing.assert_array_equal(resumed, embedder(tmp_path / "fresh").places(wsi, xy)[0])
 
 
+@pytest.mark.parametrize("recipe", [RECIPE, Recipe((112.0, 224.0), (), standardize=False)])
+def test_large_embeddings_are_mapped_from_files_and_are_the_same(section, wsi, tmp_path, monkeypatch, recipe):
+    make = replace(embedder(tmp_path), recipe=recipe)
+    expected, made = make.places(wsi, section.obsm["spatial"])
+    assert not isinstance(expected, np.memmap)
+    for module in (_files, blocks):
+        monkeypatch.setattr(module, "IN_MEMORY", 100)
+    for folder in (tmp_path, tmp_path / "fresh"):
+        values, told = replace(make, cache_dir=folder).places(wsi, section.obsm["spatial"])
+        assert isinstance(values, np.memmap)
+        np.testing.assert_array_equal(values, expected)
+        assert set(told) == set(made)
+        assert all(np.array_equal(told[key], made[key]) for key in made)
+        assert {path.suffix for path in (folder / "features").iterdir()} <= {".npy", ".lock"}
+
+
+def test_what_is_let_go_of_is_read_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "IN_MEMORY", 10)
+    array = _files.roomy_array((300, 20), tmp_path)
+    array[:] = np.arange(6000).reshape(300, 20)
+    _files.let_go(array)
+    np.testing.assert_array_equal(array.ravel(), np.arange(6000))
+    own = np.load(stored(tmp_path, array), mmap_mode="c")
+    own += 1
+    _files.let_go(own)
+    np.testing.assert_array_equal(own.ravel(), np.arange(1, 6001))
+
+
+def stored(folder, array):
+    np.save(folder / "array.npy", array)
+    return folder / "array.npy"
+
+
+def test_room_that_cannot_be_made_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(_files, "IN_MEMORY", 10)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OutputError, match="HISTOFLOW_CACHE to a folder with more room"):
+        _files.roomy_array((11,), tmp_path / "file")
+
+
+def test_patches_at_the_slides_own_scale_are_its_pixels(wsi):
+    mpp = float(wsi.attrs[UNS]["mpp_x"])
+    assert mpp == float(wsi.attrs[UNS]["mpp_y"])
+    exact = read_patches(wsi, [[400.0, 500.0]], side_um=64 * mpp, patch_px=64)[0]
+    np.testing.assert_array_equal(exact, wsi.reader.get_region(368, 468, 64, 64, level=0)[..., :3])
+    filtered = read_patches(wsi, [[400.0, 500.0]], side_um=64 * mpp * (1 + 1e-9), patch_px=64)[0]
+    np.testing.assert_array_equal(filtered, exact)
+
+
 def test_a_slide_is_embedded_on_a_grid(wsi, tmp_path):
-    tiles = embedder(tmp_path).tiles(wsi, 200.0)
+    tiles = embedder(tmp_path).tiles(wsi, 100.0)
     assert tiles.n_obs == len(wsi.tables["color_tiles"]) > 20
     assert {"tile_id", "tissue_id"} <= set(tiles.obs)
-    np.testing.assert_allclose(np.diff(np.unique(tiles.obsm["spatial_um"][:, 0])).min(), 200, rtol=0.02)
+    np.testing.assert_allclose(np.diff(np.unique(tiles.obsm["spatial_um"][:, 0])).min(), 100, rtol=0.02)
 
 
 def test_the_statistics_grid_leaves_the_slide_as_it_was(wsi):
@@ -181,5 +230,5 @@ def test_one_name_in_two_folders_is_two_slides(section, tmp_path):
         path.parent.mkdir()
         Image.fromarray(image).save(path)
         others.append(io.open_wsi(path, mpp=2.0))
-    features = [list(embedder(tmp_path)._fields(slide, np.array([[150.0, 150.0]]), "places")) for slide in others]
+    features = [embedder(tmp_path)._fields(slide, np.array([[150.0, 150.0]]), "places") for slide in others]
     assert not np.array_equal(features[0][0], features[1][0])

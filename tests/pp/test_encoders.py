@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tests.test_workflow import tiny_cohort
 from torch import nn
 
 from histoflow import io, pp
 from histoflow._errors import HistoflowWarning, MissingDependencyError, OptionError, ShapeError, WeightsError
 from histoflow._keys import EMBEDDINGS, UNS
-from histoflow.datasets import toy
 from histoflow.pp import Embedder, Encoder, Recipe, available_encoders, embedding_facts, get_encoder, load_weights
 from histoflow.pp.encoders import network, optional, weights
 from histoflow.pp.encoders.weights import read_state, weights_file
@@ -192,8 +192,8 @@ def test_a_name_that_cannot_name_a_slot_is_refused(name):
         Encoder.from_callable(lambda x: x.mean((2, 3)), name=name, patch_px=16)
 
 
-def test_embeddings_of_a_network_and_their_facts_survive_a_file(tiny, tmp_path):
-    section = toy(tmp_path / "toy").select(sections=["P1_A"])[0]
+def test_embeddings_of_a_network_and_their_facts_survive_a_file(tiny, tmp_path, cache_folder):
+    section = io.read_cohort(tiny_cohort(cache_folder)).select(sections=["P1_A"])[0]
     encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32, mean=MEAN, std=STD, mpp=0.5)
     recipe = Recipe(patch_um=(112.0,), context_um=(), grid_um=224.0)
     Embedder(encoder, recipe, cache_dir=tmp_path).section(section, io.open_section_slide(section))
@@ -320,6 +320,33 @@ def test_a_network_of_another_patch_size_says_so(tmp_path):
     with pytest.raises(ShapeError, match=r"cannot take patches of 224 px .*give the patch_px"):
         Encoder.from_file(tmp_path / "flat.pt")
     assert Encoder.from_file(tmp_path / "flat.pt", patch_px=16).n_features == 4
+
+
+# companies of patches
+
+
+def test_a_networks_rows_do_not_depend_on_how_many_patches_there_are(tiny):
+    encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32)
+    many = patches(21)
+    whole = encoder(many)
+    for n_patches in (1, 5, 8, 9):
+        np.testing.assert_array_equal(encoder(many[:n_patches]), whole[:n_patches])
+    np.testing.assert_array_equal(encoder(many[::-1].copy())[::-1], whole)
+    np.testing.assert_array_equal(encoder.encode_images(torch.from_numpy(many)).numpy(), whole)
+
+
+def test_a_network_gets_eight_patches_at_a_time_and_a_function_gets_all(tiny):
+    seen = []
+    encoder = Encoder.from_callable(tiny, name="tiny", patch_px=32)
+    encoder.encode.owner.conv.register_forward_hook(lambda module, images, out: seen.append(len(out)))
+    encoder(patches(21))
+    assert seen == [8, 8, 8]
+    function = Encoder.from_callable(
+        lambda images: seen.append(len(images)) or images.mean((2, 3)), name="f", patch_px=32
+    )
+    seen.clear()
+    function(patches(21))
+    assert seen == [21]
 
 
 # half precision

@@ -168,13 +168,13 @@ class STFlow(Estimator):
     ) -> dict[str, Any]:
         """Fit what the flow is moved towards, how far, and how measured spots depart from that."""
         embedding, log1p = stacked(learned)
-        _, raw = stacked(measured)
+        raw = np.concatenate([part.log1p for part in measured])
         views = views_of(self.embedding_ or {}, embedding.shape[1])
         n_components = self.network.n_components
         self._anchor = fit_anchor(embedding, log1p, inner, views, n_components=n_components, seed=self.seed)
 
         def of_rows(rows: NDArray[np.intp]) -> Floats:
-            return stacked(self._learned(measured, rows))[1][rows]
+            return np.concatenate([part.log1p for part in self._learned(measured, rows)])[rows]
 
         expected = held_out(self._anchor, embedding, of_rows, inner)
         self._share, by_share = _best_share(raw, expected, [flow for flow, _ in searches], inner)

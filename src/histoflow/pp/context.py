@@ -12,7 +12,7 @@ from scipy.sparse import csr_matrix
 from scipy.spatial import KDTree
 
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFiniteError, OptionError, SlideMismatchError
-from histoflow._files import value_hash
+from histoflow._files import let_go, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, check_section, facts, section_name
 
 Floats = NDArray[np.float32]
@@ -91,6 +91,7 @@ def disc_mean(
     radius_um: float,
     *,
     pieces: tuple[NDArray[Any], NDArray[Any]] | None = None,
+    out: Floats | None = None,
 ) -> Floats:
     """Mean features of the patches within a radius of each place; the place's own where there are none.
 
@@ -109,6 +110,8 @@ def disc_mean(
     pieces
         The piece of tissue of each place, shape (n_places,), and of each patch, shape (n_patches,): no patch of
         another piece counts. None where all is one piece.
+    out
+        Where to write, shape (n_places, n_features), float32; None for a new array.
 
     Returns
     -------
@@ -117,9 +120,12 @@ def disc_mean(
     if pieces is not None:
         xy_um, around_um = _apart(xy_um, around_um, pieces, radius_um)
     tree = KDTree(around_um)
-    blocks = [slice(start, start + _BLOCK) for start in range(0, len(xy_um), _BLOCK)]
-    means = [_block_mean(own[rows], tree, xy_um[rows], around, radius_um) for rows in blocks]
-    return np.concatenate(means) if means else own
+    means = np.empty(own.shape, dtype=np.float32) if out is None else out
+    for start in range(0, len(xy_um), _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        means[rows] = _block_mean(own[rows], tree, xy_um[rows], around, radius_um)
+        let_go(means)
+    return means
 
 
 def _apart(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -15,7 +15,7 @@ from anndata import AnnData
 from numpy.typing import ArrayLike, NDArray
 
 from histoflow._errors import OptionError, ScaleWarning
-from histoflow._files import cache_folder, value_hash
+from histoflow._files import cache_folder, let_go, roomy_array, value_hash
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, TISSUE, UNS, facts
 from histoflow.pp.blocks import cached_features
 from histoflow.pp.context import disc_mean
@@ -51,6 +51,8 @@ _FARTHEST = 5.0
 """Spreads from the centre up to which a patch counts in the context of others: folds, edges and dirt lie beyond."""
 _OF_NORMAL = 1.4826
 """Standard deviation of a normal distribution, in median absolute deviations."""
+_ROWS, _COLUMNS = 1 << 13, 32
+"""Of embeddings that are copied at once."""
 
 
 @dataclass(frozen=True)
@@ -214,7 +216,8 @@ class Embedder:
         Embeddings, float32, shape (n_places, n_features × n_fields × (1 + n_radii)): the fields of view in units of
         the tissue's spread, then for each radius their mean over the grid on the same piece of tissue; and how they
         were made, with the `tissue_id` of each place, shape (n_places,). Where the recipe does not standardise, the
-        fields of view as the encoder makes them, and nothing more.
+        fields of view as the encoder makes them, and nothing more. More than 2²⁷ numbers are mapped from a file in the
+        cache folder that goes with the array.
 
         Raises
         ------
@@ -222,30 +225,48 @@ class Embedder:
             If `xy` has another shape or holds no place.
         """
         centres = checked_places(xy)
-        factor = self._tell_upsampling(wsi)
-        if not self.recipe.standardize:
-            made = {"slide_id": str(slide_facts(wsi)["slide_id"]), "upsampling": round(factor, 3)}
-            raw = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)
-            return raw, embedding_facts(self.encoder, self.recipe) | made
+        told = {
+            "slide_id": str(slide_facts(wsi)["slide_id"]),
+            "upsampling": round(self._tell_upsampling(wsi), 3),
+        }
+        if self.recipe.standardize:
+            values, of_slide = self._standardized(wsi, centres)
+        else:
+            values, of_slide = self._side_by_side(self._fields(wsi, centres, "places"), n_blocks=1), {}
+        return values, embedding_facts(self.encoder, self.recipe) | told | of_slide
+
+    def _standardized(self, wsi: WSIData, centres: NDArray[np.float64]) -> tuple[Floats, dict[str, Any]]:
+        """Fields of view in units of the tissue's spread, their context beside them; and what is of the slide."""
         grid = statistics_grid(wsi, self.recipe.grid_um)
-        around = np.concatenate(list(self._fields(wsi, grid.xy, "tissue grid")), axis=1)
-        own = np.concatenate(list(self._fields(wsi, centres, "places")), axis=1)
+        around = self._side_by_side(self._fields(wsi, grid.xy, "tissue grid"), n_blocks=1)
+        fields = self._fields(wsi, centres, "places")
+        values = self._side_by_side(fields, n_blocks=1 + len(self.recipe.context_um))
         centre, spread = _robust(around)
-        own = (own - centre) / spread
-        around = np.clip((around - centre) / spread, -_FARTHEST, _FARTHEST)
+        width = around.shape[1]
+        own = values[:, :width]
+        for rows in _blocks(len(own)):
+            own[rows] = (own[rows] - centre) / spread
+            let_go(values)
+        for rows in _blocks(len(around)):
+            around[rows] = np.clip((around[rows] - centre) / spread, -_FARTHEST, _FARTHEST)
+            let_go(around)
         mpp = [float(slide_facts(wsi)[key]) for key in ("mpp_x", "mpp_y")]
         pieces = (grid.piece_of(centres), grid.tissue_id)
         places = (own, centres * mpp, around, grid.xy * mpp)
-        context = [disc_mean(*places, um, pieces=pieces) for um in self.recipe.context_um]
-        made = embedding_facts(self.encoder, self.recipe) | {
-            "slide_id": str(slide_facts(wsi)["slide_id"]),
-            "upsampling": round(factor, 3),
-            "n_grid_tiles": len(grid.xy),
-            "grid_centre": centre,
-            "grid_spread": spread,
-            "tissue_id": pieces[0],
-        }
-        return np.concatenate([own, *context], axis=1), made
+        for number, um in enumerate(self.recipe.context_um, start=1):
+            disc_mean(*places, um, pieces=pieces, out=values[:, number * width : (number + 1) * width])
+        of_grid = {"n_grid_tiles": len(grid.xy), "grid_centre": centre, "grid_spread": spread}
+        return values, of_grid | {"tissue_id": pieces[0]}
+
+    def _side_by_side(self, fields: Sequence[Floats], *, n_blocks: int) -> Floats:
+        """Fields of view (n_places, n_features) side by side, the first of so many blocks of columns."""
+        width = sum(field.shape[1] for field in fields)
+        values = roomy_array((len(fields[0]), n_blocks * width), cache_folder(self.cache_dir))
+        for rows in _blocks(len(values)):
+            values[rows, :width] = np.concatenate([field[rows] for field in fields], axis=1)
+            for mapped in (values, *fields):
+                let_go(mapped)
+        return values
 
     def _tell_upsampling(self, wsi: WSIData) -> float:
         factor = max(upsampling(wsi, um, self.encoder.patch_px) for um in self.recipe.patch_um)
@@ -258,11 +279,11 @@ class Embedder:
             )
         return factor
 
-    def _fields(self, wsi: WSIData, xy: NDArray[np.float64], what: str) -> Iterator[Floats]:
+    def _fields(self, wsi: WSIData, xy: NDArray[np.float64], what: str) -> list[Floats]:
         """Features (n_places, n_features) of each field of view, from the cache where they are there."""
         folder = cache_folder(self.cache_dir) / "features"
-        for side_um in self.recipe.patch_um:
-            yield cached_features(
+        return [
+            cached_features(
                 folder / f"{self._key(wsi, xy, side_um)}.npy",
                 len(xy),
                 partial(_read, wsi, xy, side_um, self.encoder.patch_px),
@@ -272,6 +293,8 @@ class Embedder:
                 num_workers=self.num_workers,
                 label=f"{self.encoder.name}, {side_um:g} µm, {what}",
             )
+            for side_um in self.recipe.patch_um
+        ]
 
     def _key(self, wsi: WSIData, xy: NDArray[np.float64], side_um: float) -> str:
         known = slide_facts(wsi)
@@ -291,9 +314,20 @@ class Embedder:
 
 def _robust(features: Floats) -> tuple[Floats, Floats]:
     """Median and spread of each feature over the tissue, (n_features,), that a few odd patches do not move."""
+    parts = [_robust_part(features[:, start : start + _COLUMNS]) for start in range(0, features.shape[1], _COLUMNS)]
+    centres, spreads = zip(*parts, strict=True)
+    return np.concatenate(centres), np.concatenate(spreads)
+
+
+def _robust_part(features: Floats) -> tuple[Floats, Floats]:
+    """The same of a few features, of which some copies are made."""
     centre = np.median(features, axis=0)
     spread = _OF_NORMAL * np.median(np.abs(features - centre), axis=0)
     return centre, np.maximum(np.maximum(spread, _LEAST_SHARE * features.std(axis=0)), _LEAST_SPREAD)
+
+
+def _blocks(n_rows: int) -> list[slice]:
+    return [slice(start, start + _ROWS) for start in range(0, n_rows, _ROWS)]
 
 
 def _read(wsi: WSIData, xy: NDArray[np.float64], side_um: float, patch_px: int, some: slice) -> NDArray[np.uint8]:

@@ -476,6 +476,10 @@ def _read_square(
     after = np.maximum(np.ceil(high - last).astype(np.int64), 0)
     if before.any() or after.any():
         image = np.pad(image, ((before[1], after[1]), (before[0], after[0]), (0, 0)), mode="edge")
-    box = (*(low - first + before), *(high - first + before))
+    start = low - first + before
+    if (start == np.rint(start)).all() and (high - low == patch_px).all():  # pixels as they are, which need no filter
+        (left, top), side = start.astype(np.int64), patch_px
+        return np.asarray(image[top : top + side, left : left + side], dtype=np.uint8)
+    box = (*start, *(high - first + before))
     resized = Image.fromarray(image).resize((patch_px, patch_px), Image.Resampling.BILINEAR, box=box)
     return np.asarray(resized, dtype=np.uint8)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 import os
 import warnings
 from pathlib import Path
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 
 from histoflow import models
 from histoflow._errors import MissingDependencyError, OutputError
-from histoflow._files import atomic_path
+from histoflow._files import atomic_path, let_go
 
 _CHUNK_ROWS, _CHUNK = 1 << 14, 1 << 19
 """Rows in a chunk, at most, and numbers: two megabytes."""
@@ -34,7 +33,7 @@ def stream_zarr(
     model
         A fitted estimator that predicts in parts.
     section
-        As in `Estimator.predict`; embeddings that are memory-mapped for reading are given back after each part.
+        As in `Estimator.predict`; embeddings that are memory-mapped are given back after each part.
     out
         The zarr. Beside it, until it is written, lie the noise of an estimator that draws (8 bytes for each draw, place
         and gene) and numbers of parts that are not runs of rows.
@@ -65,7 +64,7 @@ def stream_zarr(
                 written = _Written(write_zarr(frame, temporary), frame, _Shelves(Path(scratch)))
                 for rows, part in parts:
                     written.put(rows, part)
-                    _give_back(section.obsm[model.slot] if model.slot else None)
+                    let_go(section.obsm[model.slot] if model.slot else None)
                 written.finish()
         except OSError as err:
             raise OutputError(f"cannot write {out}: {err.strerror or err}; give it more room") from err
@@ -150,13 +149,6 @@ class _Written:
 def _numbers(part: AnnData) -> dict[str, Any]:
     """Arrays (n_rows, n_genes) of a prediction by their place in the zarr."""
     return {"X": part.X, **{f"layers/{name}": values for name, values in part.layers.items()}}
-
-
-def _give_back(embedding: Any) -> None:
-    """Let go of the pages of a file that is mapped for reading alone; they are read anew where they are needed."""
-    mapped = getattr(embedding, "_mmap", None)
-    if mapped is not None and embedding.mode == "r" and hasattr(mmap, "MADV_DONTNEED"):
-        mapped.madvise(mmap.MADV_DONTNEED)
 
 
 def write_zarr(predicted: AnnData, path: Path) -> Any:

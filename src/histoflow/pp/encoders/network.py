@@ -19,6 +19,8 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 
 _AGREE = 0.999
 _SAME = 1e-3
+_AT_ONCE = 8
+"""Patches that a processor encodes at once: what passes between two layers of so many mostly stays in its cache."""
 
 
 class Normalize:
@@ -34,16 +36,23 @@ class Normalize:
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise OptionError(f"mean {mean} and std {std} must be three numbers each, std above 0")
+        self._scale: dict[torch.device, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, patches: Tensor) -> Tensor:
         """From uint8 (n_patches, height, width, 3) to float32 (n_patches, 3, height, width)."""
-        mean, std = (torch.tensor(value, device=patches.device).view(3, 1, 1) for value in (self.mean, self.std))
+        if patches.device not in self._scale:  # once for each device: a copy to it waits for what it is doing
+            mean, std = (torch.tensor(value, device=patches.device).view(3, 1, 1) for value in (self.mean, self.std))
+            self._scale[patches.device] = mean, std
+        mean, std = self._scale[patches.device]
         images: Tensor = (patches.permute(0, 3, 1, 2) / 255 - mean) / std
         return images
 
 
 class Network:
     """A network as an `EncodeFunction`; it follows the patches to their device.
+
+    On a processor what has weights gets patches eight at a time, the last ones filled up with copies of the last patch:
+    how a product is rounded may depend on its size, and a row is to depend on its patch alone.
 
     Parameters
     ----------
@@ -66,6 +75,21 @@ class Network:
         if self.owner is not None and patches.device != self._device:
             self.owner.to(patches.device)
             self._device = patches.device
+        if self.owner is None or patches.device.type != "cpu":
+            return self._run(patches)
+        parts = torch.split(patches, _AT_ONCE)
+        rows = [self._filled_up(part) for part in parts]
+        return rows[0] if len(rows) == 1 else torch.cat(rows)
+
+    def _filled_up(self, patches: Tensor) -> Tensor:
+        """Rows of at most eight patches, encoded as eight; what is no row for each patch is given back as it came."""
+        missing = _AT_ONCE - len(patches)
+        copies = patches[-1:].expand(missing, *patches.shape[1:])
+        rows = self._run(torch.cat([patches, copies]) if missing else patches)
+        told = isinstance(rows, Tensor) and rows.ndim > 0 and len(rows) == _AT_ONCE
+        return rows[: len(patches)] if told else rows
+
+    def _run(self, patches: Tensor) -> Tensor:
         return self.run(self.prepare(patches) if self.prepare else patches)
 
 

@@ -196,7 +196,20 @@ class Encoder:
     def __call__(self, patches: NDArray[np.uint8], device: str = "cpu") -> NDArray[np.float32]:
         """Encode patches, uint8 (n_patches, patch_px, patch_px, 3), to float32 (n_patches, n_features).
 
-        Each row is that of its patch alone; a network's may differ in the last digits with the size of the batch.
+        Each row is that of its patch alone; a network's may differ in the last digits with the size of the batch, but
+        not on a processor.
+
+        Raises
+        ------
+        ShapeError
+            If the encoder returns another shape than it promised.
+        """
+        return self.encode_images(torch.from_numpy(patches).to(device)).cpu().numpy()
+
+    def encode_images(self, images: Tensor) -> Tensor:
+        """Encode patches where they are, uint8 (n_patches, patch_px, patch_px, 3), to float32 (n_patches, n_features).
+
+        Nothing is copied from the device of `images`, nor is it waited for.
 
         Raises
         ------
@@ -204,14 +217,13 @@ class Encoder:
             If the encoder returns another shape than it promised.
         """
         with torch.inference_mode():
-            images = torch.from_numpy(patches).to(device)
             encoded = self._half(self.encode, images, self.name) if self.amp else self.encode(images)
-        if encoded.shape != (len(patches), self.n_features):
+        if encoded.shape != (len(images), self.n_features):
             raise ShapeError(
-                f"encoder {self.name} returned shape {tuple(encoded.shape)} for {len(patches)} patches; "
-                f"it promised ({len(patches)}, {self.n_features})"
+                f"encoder {self.name} returned shape {tuple(encoded.shape)} for {len(images)} patches; "
+                f"it promised ({len(images)}, {self.n_features})"
             )
-        return encoded.float().cpu().numpy()
+        return encoded.float()
 
     @classmethod
     def from_callable(

@@ -9,6 +9,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from histoflow._errors import OptionError, WeightsError
@@ -68,7 +69,7 @@ def build(name: str, *, weights: str | Path | None, token: str | None, cache_dir
         return Encoder.from_file(path, name=name, patch_px=patch_px, mean=cfg.mean, std=cfg.std, licence=card.licence)
     module = timm.create_model(name, pretrained=False, num_classes=0)
     fit(module, read_state(path), cfg.classifier, f"weights {path}")
-    return _encoder(name, module.eval(), card, path, patch_px)
+    return _encoder(name, module.eval().to(memory_format=torch.channels_last), card, path, patch_px)
 
 
 def _encoder(name: str, module: nn.Module, card: Card, path: Path, patch_px: int) -> Encoder:
