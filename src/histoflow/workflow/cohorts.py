@@ -269,6 +269,23 @@ def fit(
     OptionError
         If an option is not offered, the cohort has no reference, or the model is pretrained and learns nothing.
     """
+    chosen = {"panel": panel, "normalize": normalize, "min_counts": min_counts, "seed": seed, "level": level}
+    estimator, references, how = planned_fit(cohort, model=model, encoder=encoder, **chosen)
+    return estimator.fit(references, **how)
+
+
+def planned_fit(
+    cohort: io.Cohort | AnnData | Sequence[AnnData],
+    *,
+    model: str = "stflow",
+    encoder: str | Encoder = "scatter",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seed: int = 0,
+    level: float | None = 0.9,
+) -> tuple[models.Estimator | models.Auto, list[AnnData], dict[str, Any]]:
+    """What `fit` fits: the estimator, embedded sections, and the other arguments of `Estimator.fit`."""
     if model == models.STPathZeroShot.name:
         raise OptionError("model stpath is pretrained: nothing is fitted; use histoflow predict --model stpath")
     references = _references(cohort)
@@ -279,7 +296,7 @@ def fit(
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     missing: Missing = getattr(cohort, "missing", "error")
-    return estimator.fit(references, panel=genes, min_counts=min_counts, missing=missing)
+    return estimator, references, {"panel": genes, "min_counts": min_counts, "missing": missing}
 
 
 def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> str | Encoder:
