@@ -20,6 +20,7 @@ from histoflow._errors import (
     ModelFormatError,
     NotFittedError,
     OptionError,
+    OutputError,
     PanelMismatchError,
     ReadError,
     WeightsError,
@@ -293,7 +294,11 @@ class Estimator(ABC):
                 "versions": _versions(),
             }
             write_json(folder / MODEL_JSON, described)
-            save_file({key: np.ascontiguousarray(value) for key, value in self._state().items()}, folder / WEIGHTS)
+            arrays = {key: np.ascontiguousarray(value) for key, value in self._state().items()}
+            try:
+                save_file(arrays, folder / WEIGHTS)
+            except SafetensorError as err:
+                raise OutputError(f"cannot write model {path}: {err}; make room, or choose another folder") from err
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON holds them."""

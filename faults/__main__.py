@@ -1,0 +1,54 @@
+"""`python -m faults`: bring faults about at random points, and tell what was lost, corrupt or unequal."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+import tempfile
+import time
+from importlib.metadata import version
+from pathlib import Path
+
+from faults import shim
+
+
+def main() -> int:
+    """Run so many points, print a table, write it as JSON; 1 where anything is wrong."""
+    asked = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
+    asked.add_argument("--points", type=int, default=280)
+    asked.add_argument("--seed", type=int, default=None, help="drawn where it is not given, and told")
+    asked.add_argument("--out", type=Path, default=Path("faults.json"))
+    asked.add_argument("--only", default="", help="only verbs or faults whose name holds this")
+    options = asked.parse_args()
+    shim.load()
+    from faults.points import Bench, drawn
+    from faults.tables import summary, table
+
+    seed = int(time.time()) if options.seed is None else options.seed
+    print(f"{options.points} points, seed {seed}", flush=True)
+    verdicts = []
+    with tempfile.TemporaryDirectory(prefix="histoflow-faults-") as folder:
+        bench = Bench(Path(folder))
+        for number, point in enumerate(drawn(bench, options.points, seed), start=1):
+            if options.only not in point.where:
+                continue
+            verdict = bench.verdict(point)
+            verdicts.append(verdict)
+            if not verdict.fine:
+                print(f"{number}: {json.dumps(verdict.told(), indent=1)}", flush=True)
+    told = {
+        "command": f"python -m faults --points {options.points} --seed {seed}",
+        "versions": {name: version(name) for name in ("histoflow", "torch", "numpy", "h5py", "zarr")},
+        "machine": platform.platform(),
+        "summary": summary(verdicts),
+        "wrong": [verdict.told() for verdict in verdicts if not verdict.fine],
+    }
+    options.out.write_text(json.dumps(told, indent=2) + "\n")
+    print(table(verdicts))
+    return int(bool(told["wrong"]))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
