@@ -106,7 +106,7 @@ class Done:
 
     code: int
     err: str
-    n_seen: int = 0
+    n_seen: dict[str, int] = field(default_factory=dict)
 
 
 class Bench:
@@ -123,7 +123,7 @@ class Bench:
         self.before = digests(self.inputs.folder)
         self._undisturbed: dict[str, dict[str, str]] = {}
         self._older: dict[str, dict[str, str]] = {}
-        self._counts: dict[tuple[str, str, bool], int] = {}
+        self._counts: dict[tuple[str, bool, bool], dict[str, int]] = {}
 
     def _prepare(self, command: list[str], cache: Path) -> None:
         done = self._run(command, cache=cache, modules=self.folder / "modules.txt")
@@ -193,13 +193,13 @@ class Bench:
             seen()
             traceback.print_exc()
         finally:
-            said.with_suffix(".seen").write_text(str(seen()))
+            said.with_suffix(".seen").write_text(json.dumps({kind.name: n for kind, n in seen().items()}))
         return code
 
     def _ended(self, pid: int, said: Path) -> Done:
         code = os.waitstatus_to_exitcode(_waited(pid, _WHOLE_S) or 0)
         counted = said.with_suffix(".seen")
-        n_seen = int(counted.read_text()) if counted.is_file() else 0
+        n_seen = json.loads(counted.read_text()) if counted.is_file() else {}
         counted.unlink(missing_ok=True)
         return Done(code, said.read_text(), n_seen)
 
@@ -222,30 +222,35 @@ class Bench:
 
     def count(self, scene: Scene, fault: Fault, *, over: bool) -> int:
         """How many operations, of those that a fault is about, an undisturbed run makes."""
-        key = (scene.name, fault.name, over)
-        if key not in self._counts:
-            self._lay(scene, over=over)
-            counting = Fault("", fault.operations, everywhere=fault.everywhere)
-            done = self.run(Point(scene, counting, 0, 0, over))
-            assert done.code == 0, done.err
-            self._counts[key] = done.n_seen
-        return self._counts[key]
+        self.undisturbed(scene)
+        if over and (scene.name, False, True) not in self._counts:
+            self._counted(scene, everywhere=False, over=True)
+        seen_here = self._counts[scene.name, fault.everywhere, over and not fault.everywhere]
+        return sum(n for name, n in seen_here.items() if Operation[name] & fault.operations)
 
     def undisturbed(self, scene: Scene) -> dict[str, str]:
-        """What an undisturbed run leaves, by name."""
+        """What an undisturbed run leaves, by name; the same twice."""
         if scene.name not in self._undisturbed:
-            for _ in range(2):
-                self._lay(scene, over=False)
-                done = self.run(scene=scene)
-                assert done.code == 0, done.err
-                found = digests(self.place)
+            for everywhere in (False, True):
+                found = self._counted(scene, everywhere=everywhere, over=False)
                 assert self._undisturbed.setdefault(scene.name, found) == found, f"{scene.name} differs from run to run"
         return self._undisturbed[scene.name]
+
+    def _counted(self, scene: Scene, *, everywhere: bool, over: bool) -> dict[str, str]:
+        """What a run leaves in which operations are counted, and no fault comes."""
+        self._lay(scene, over=over)
+        counting = Fault("", EVERYTHING | Operation.ALLOCATE, everywhere=everywhere)
+        done = self.run(Point(scene, counting, 0, 0, over))
+        assert done.code == 0, done.err
+        self._counts[scene.name, everywhere, over] = done.n_seen
+        return digests(self.place)
 
     def _lay(self, scene: Scene, *, over: bool) -> None:
         """Empty the place, or lay an older result of other options there."""
         shutil.rmtree(self.place)
         self.place.mkdir()
+        if scene.embedded:
+            shutil.copytree(self.inputs.cache, self.place / "cache")
         if not over:
             return
         kept = self.folder.parent / f"older-{scene.name.replace(' ', '-')}"

@@ -23,17 +23,18 @@ enum { OPEN = 1, CREATE = 2, WRITE = 4, SYNC = 8, RENAME = 16, MKDIR = 32, UNLIN
 static char prefix[4096];
 static size_t prefix_length, smallest;
 static int mask, error, signal_number;
-static long first, seen;
+static long first, seen, of_kind[16];
 
 void faults_arm(const char *folder, int operations, long nth, int number, int of_signal, size_t least) {
     strncpy(prefix, folder, sizeof prefix - 1);
     prefix_length = strlen(prefix);
     error = number, signal_number = of_signal, smallest = least, first = nth, seen = 0;
+    memset(of_kind, 0, sizeof of_kind);
     __sync_synchronize();
     mask = operations;
 }
 void faults_disarm(void) { mask = 0; }
-long faults_seen(void) { return seen; }
+long faults_seen(int kind) { return of_kind[kind]; }
 
 static int inside(int folder, const char *path) {
     char whole[8192];
@@ -50,6 +51,7 @@ static int inside(int folder, const char *path) {
 /* 0: go on; 1: fail with errno set; 2: a signal that is to come in the middle of the operation. */
 static int fault(int operation, int folder, const char *path) {
     if (!(mask & operation) || !inside(folder, path)) return 0;
+    __sync_add_and_fetch(&of_kind[__builtin_ctz(operation)], 1);
     long n = __sync_add_and_fetch(&seen, 1);
     if (signal_number) return n == first ? 2 : 0;
     if (!error || n < first) return 0;
@@ -182,6 +184,7 @@ extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_real
 extern void *__libc_memalign(size_t, size_t);
 static int refused(size_t size) {
     if (!(mask & ALLOCATE) || size < smallest) return 0;
+    __sync_add_and_fetch(&of_kind[__builtin_ctz(ALLOCATE)], 1);
     long n = __sync_add_and_fetch(&seen, 1);
     if (!error || n < first) return 0;
     errno = ENOMEM;

@@ -52,9 +52,9 @@ def arm(folder: Path, operations: Operation, *, nth: int, error: int = 0, signal
     library.faults_arm(os.fsencode(folder), int(operations), ctypes.c_long(nth), error, signal, ctypes.c_size_t(least))
 
 
-def seen() -> int:
-    """How many operations there were since the shim was armed, which is at an end."""
+def seen() -> dict[Operation, int]:
+    """How many operations of each kind there were since the shim was armed, which is at an end."""
     library = ctypes.CDLL(None)
     library.faults_disarm()
     library.faults_seen.restype = ctypes.c_long
-    return int(library.faults_seen())
+    return {kind: int(library.faults_seen(place)) for place, kind in enumerate(Operation)}

@@ -67,8 +67,8 @@ def cached_features(
             encode = _Encode(encoder, batch_size, device)
             stored = _encoded(target, n_patches, read, encode, num_workers, label)
             _store(target, stored)
-            # A killed run may have left an unfinished block in it.
-            shutil.rmtree(target.with_suffix(".parts"), ignore_errors=True)
+        # A killed run may have left an unfinished block in it, or been killed just here.
+        shutil.rmtree(target.with_suffix(".parts"), ignore_errors=True)
     return stored
 
 
