@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import platform
 import sys
 import tempfile
@@ -17,12 +18,13 @@ from faults import shim
 def main() -> int:
     """Run so many points, print a table, write it as JSON; 1 where anything is wrong."""
     asked = argparse.ArgumentParser(prog="python -m faults", description=__doc__)
-    asked.add_argument("--points", type=int, default=280)
+    asked.add_argument("--points", type=int, default=224)
     asked.add_argument("--seed", type=int, default=None, help="drawn where it is not given, and told")
     asked.add_argument("--out", type=Path, default=Path("faults.json"))
     asked.add_argument("--only", default="", help="only verbs or faults whose name holds this")
     options = asked.parse_args()
     shim.load()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     from faults.points import Bench, drawn
     from faults.tables import summary, table
 
@@ -36,6 +38,7 @@ def main() -> int:
                 continue
             verdict = bench.verdict(point)
             verdicts.append(verdict)
+            logging.getLogger(__name__).info("%d: %s: %d", number, point.where, verdict.code)
             if not verdict.fine:
                 print(f"{number}: {json.dumps(verdict.told(), indent=1)}", flush=True)
     told = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import faulthandler
 import hashlib
 import importlib
 import io
@@ -15,7 +16,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ _SECOND_S = 4.0
 _LARGE = 1 << 15
 _LEAVES = ("seconds", "mtime_ns", "status", "warnings")
 """What of a record or a summary differs from run to run."""
+_CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
 _NOT_SAID = "run it again with --debug"
 
 
@@ -77,7 +79,10 @@ class Point:
 
 @dataclass
 class Verdict:
-    """What became of a point: each list says what is wrong, none where nothing is."""
+    """What became of a point: each list says what is wrong, none where nothing is.
+
+    `died` says that there was no memory and a library in C ended the process, as the system's own killer may.
+    """
 
     point: Point
     code: int = 0
@@ -86,6 +91,7 @@ class Verdict:
     corrupt: list[str] = field(default_factory=list)
     unequal: list[str] = field(default_factory=list)
     unclear: list[str] = field(default_factory=list)
+    died: bool = False
     left: int = 0
     left_bytes: int = 0
 
@@ -155,13 +161,16 @@ class Bench:
             self._child(command, said, **how)
         return pid, said
 
-    def _child(self, command: list[str], said: Path, point: Point | None, cache: Path | None, modules: Path | None) -> None:
+    def _child(
+        self, command: list[str], said: Path, point: Point | None, cache: Path | None, modules: Path | None
+    ) -> None:
         """In the child: run the command as the installed script does, and end."""
         code = 99
         try:
             with said.open("w", buffering=1) as err:
                 os.dup2(err.fileno(), 2)
                 sys.stderr, sys.stdout = err, io.StringIO()
+                faulthandler.enable(err)
                 os.environ["HISTOFLOW_CACHE"] = str(cache or self.place / "cache")
                 os.environ.pop("HISTOFLOW_DATA", None)
                 make_small()
@@ -272,7 +281,8 @@ class Bench:
         older = self._older.get(point.scene.name, {}) if point.over else {}
         done = self.run(point)
         verdict = Verdict(point, done.code, done.err.strip()[-600:])
-        verdict.unclear = _unclear(point.fault, done)
+        verdict.died = point.fault.error == errno.ENOMEM and done.code in _CRASHES
+        verdict.unclear = [] if verdict.died else _unclear(point.fault, done)
         after = digests(self.place)
         _look(verdict, after, wanted, older)
         again = self.run(scene=point.scene)
@@ -375,9 +385,9 @@ def _size(path: Path) -> int:
 
 
 def drawn(bench: Bench, n_points: int, seed: int) -> Iterator[Point]:
-    """Draw points: every verb and fault in turn, the operation at random."""
+    """Draw points: every verb and fault by weight, the operation at random."""
     rng = np.random.default_rng(seed)
-    pairs = [(scene, fault) for fault in FAULTS for scene in SCENES]
+    pairs = [(scene, fault) for fault in FAULTS for scene in SCENES for _ in range(scene.weight)]
     order = [pairs[i] for _ in range(-(-n_points // len(pairs))) for i in rng.permutation(len(pairs))]
     for scene, fault in order[:n_points]:
         over = scene.older is not None and bool(rng.random() < 0.5)

@@ -65,6 +65,8 @@ class Scene:
         Arguments of `histoflow`, for inputs and the folder of the run.
     older
         Arguments of a run with other options, whose result may lie there already; None where it has none.
+    weight
+        Points of it for each fault in a round: more of those that take less time.
     embedded
         Whether the embeddings are in the cache already.
     """
@@ -72,6 +74,7 @@ class Scene:
     name: str
     command: Callable[[Inputs, Path], list[str]]
     older: Callable[[Inputs, Path], list[str]] | None = None
+    weight: int = 1
     embedded: bool = True
 
 
@@ -129,20 +132,22 @@ def _download(inputs: Inputs, place: Path) -> list[str]:
 
 
 SCENES = (
-    Scene("embed", _embed, embedded=False),
-    Scene("fit", _fit, partial(_fit, which="other")),
-    Scene("predict h5ad", partial(_predict, "h5ad"), partial(_predict, "h5ad", n_samples=2)),
-    Scene("predict zarr", partial(_predict, "zarr"), partial(_predict, "zarr", n_samples=2)),
-    Scene("evaluate", _evaluate),
-    Scene("cohort run", _cohort, embedded=False),
-    Scene("download", _download, embedded=False),
+    Scene("embed", _embed, weight=2, embedded=False),
+    Scene("fit", _fit, partial(_fit, which="other"), weight=5),
+    Scene("predict h5ad", partial(_predict, "h5ad"), partial(_predict, "h5ad", n_samples=2), weight=6),
+    Scene("predict zarr", partial(_predict, "zarr"), partial(_predict, "zarr", n_samples=2), weight=5),
+    Scene("evaluate", _evaluate, weight=2),
+    Scene("cohort run", _cohort, weight=2, embedded=False),
+    Scene("download", _download, weight=6, embedded=False),
 )
+ROUND = sum(scene.weight for scene in SCENES)
 
 
 def make_small() -> None:
     """In a child: a flow of a few numbers, blocks of a few patches, and two verbs of Python as commands."""
     from histoflow.cli.root import cli
     from histoflow.models import Network, Training, recipes
+    from histoflow.pl import figures
     from histoflow.pp import blocks
 
     network = Network(hidden_dim=8, pairwise_dim=8, n_layers=1, n_heads=2, n_components=4)
@@ -150,6 +155,7 @@ def make_small() -> None:
     small = {"network": network, "training": training, "n_factors": 2, "n_telling": 10}
     recipes.RECIPES["default"] = replace(recipes.RECIPES["default"], **small)
     blocks.BLOCK = 16
+    figures._DPI = 20
     cli.add_command(_EMBED)
     cli.add_command(_DOWNLOAD)
 

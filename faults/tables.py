@@ -19,6 +19,7 @@ def summary(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
             own = [v for v in verdicts if (v.point.scene.name, v.point.fault.name) == (scene.name, fault.name)]
             if own:
                 counts = {name: sum(bool(getattr(v, name)) for v in own) for name in _COUNTED}
+                counts["died"] = sum(v.died for v in own)
                 left = {"left": sum(v.left for v in own), "left_bytes": sum(v.left_bytes for v in own)}
                 rows.append({"verb": scene.name, "fault": fault.name, "points": len(own), **counts, **left})
     return rows
@@ -36,6 +37,6 @@ def table(verdicts: Sequence[Verdict]) -> str:
             wrong = sum(row[key] for row in own for key in _COUNTED)
             cells.append(f"{sum(row['points'] for row in own)}" + (f" ({wrong} wrong)" if wrong else ""))
         lines.append(f"| {scene.name} | {' | '.join(cells)} |")
-    totals = {key: sum(row[key] for row in rows) for key in ("points", *_COUNTED, "left", "left_bytes")}
+    totals = {key: sum(row[key] for row in rows) for key in ("points", *_COUNTED, "died", "left", "left_bytes")}
     said = ", ".join(f"{number} {name}" for name, number in totals.items())
     return "\n".join([*lines, "", said])

@@ -105,7 +105,9 @@ class Bookmark:
         numbers |= {_BEST_EPOCH: np.array(reached.best), _FINISHED: np.array(reached.finished)}
         weights = named(_NETWORK, _arrays(network.state_dict()))
         weights |= named(_BEST, _arrays(reached.best_weights)) if reached.errors else {}
-        self.progress.write(self.name, numbers | weights | ({} if reached.finished else self._moving(network, optimiser)))
+        self.progress.write(
+            self.name, numbers | weights | ({} if reached.finished else self._moving(network, optimiser))
+        )
 
     def _moving(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Arrays:
         """What the next epoch needs beside the weights."""

@@ -53,7 +53,9 @@ class ProgressFolder:
             return
         about = read_json(self.path / _ABOUT) if (self.path / _ABOUT).is_file() else None
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
-            raise OutputError(f"{self.path} is no progress of a fit, and that is to go there; move it, or choose another")
+            raise OutputError(
+                f"{self.path} is no progress of a fit, and that is to go there; move it, or choose another"
+            )
         if about["identity"] == identity:
             _LOG.info("taking up the fit that %s was left in", self.path)
             return
@@ -94,9 +96,7 @@ class ProgressFolder:
         return self.path / f"{name}.safetensors"
 
 
-def fit_to_folder(
-    cohort: io.Cohort | AnnData | Sequence[AnnData], out: str | Path, **options: Any
-) -> models.Estimator:
+def fit_to_folder(cohort: io.Cohort | AnnData | Sequence[AnnData], out: str | Path, **options: Any) -> models.Estimator:
     """Fit as `fit` does and save the model; a fit that was killed is taken up at its last epoch, to the same bits.
 
     Parameters
@@ -129,9 +129,7 @@ def fit_to_folder(
     return fitted
 
 
-def _identity(
-    estimator: models.Estimator | models.Auto, sections: Sequence[AnnData], how: dict[str, Any]
-) -> str:
+def _identity(estimator: models.Estimator | models.Auto, sections: Sequence[AnnData], how: dict[str, Any]) -> str:
     """Hash of everything that a fit depends on: options, data, and what computes it."""
     content = [[section_name(section), content_of(section)] for section in sections]
     told = [estimator.name, estimator.identity(), list(how["panel"].genes), how["min_counts"], how["missing"]]
