@@ -1,4 +1,4 @@
-"""What the faults are brought into: each verb as a user calls it, on invented sections so small that it takes a second."""
+"""What the faults are brought into: each verb as a user calls it, on sections so small that it takes seconds."""
 
 from __future__ import annotations
 
@@ -156,13 +156,13 @@ def make_small() -> None:
     recipes.RECIPES["default"] = replace(recipes.RECIPES["default"], **small)
     blocks.BLOCK = 16
     figures._DPI = 20
-    cli.add_command(_EMBED)
-    cli.add_command(_DOWNLOAD)
+    cli.add_command(embed_command)
+    cli.add_command(download_command)
 
 
 @click.command("embed")
 @click.argument("manifest")
-def _EMBED(manifest: str) -> None:
+def embed_command(manifest: str) -> None:
     """Embed every section of a cohort."""
     import histoflow as hf
 
@@ -170,7 +170,7 @@ def _EMBED(manifest: str) -> None:
 
 
 @click.command("download")
-def _DOWNLOAD() -> None:
+def download_command() -> None:
     """Fetch a data set from a server of this machine."""
     from histoflow.datasets import remote
 
@@ -188,6 +188,7 @@ class Handler(SimpleHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
+        """Answer with a file, or the rest of it."""
         body = (Path(self.directory) / self.path.lstrip("/")).read_bytes()
         tag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
         asked = self.headers.get("Range")
@@ -206,7 +207,7 @@ class Handler(SimpleHTTPRequestHandler):
         self.end_headers()
 
     def log_message(self, *args: object) -> None:
-        pass
+        """Say nothing."""
 
 
 def serve(folder: Path) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,3 +59,8 @@ def seen() -> dict[Operation, int]:
     library.faults_disarm()
     library.faults_seen.restype = ctypes.c_long
     return {kind: int(library.faults_seen(place)) for place, kind in enumerate(Operation)}
+
+
+def unload() -> None:
+    """Remove the library's file, which no other process is going to load."""
+    shutil.rmtree(Path(os.environ[_LOADED]).parent, ignore_errors=True)

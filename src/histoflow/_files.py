@@ -20,8 +20,8 @@ from typing import Any
 from histoflow._errors import HistoflowError, MissingDependencyError, OutputError, ReadError
 
 _BLOCK = 1 << 20
-_SWAP = 2
-"""RENAME_EXCHANGE of Linux."""
+_HERE, _SWAP = -100, 2
+"""AT_FDCWD and RENAME_EXCHANGE of Linux."""
 _WHAT_TO_DO = "make room, or choose a folder that is writable; what was there before is unchanged"
 
 
@@ -106,7 +106,7 @@ def scratch_folder(path: str | Path) -> Iterator[Path]:
 
 @contextmanager
 def _told_of(path: Path) -> Iterator[None]:
-    """Say what could not be written, whichever library was at it; an error of another place, or of none, is not ours."""
+    """Say what could not be written, whichever library was at it; an error of another place stays what it is."""
     try:
         yield
     except HistoflowError:
@@ -176,15 +176,19 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def _exchange(new: Path, old: Path) -> None:
-    """Swap two folders at once where the system can, so that there is one of that name at every moment."""
-    swap = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None) if os.name == "posix" else None
-    here = -100  # AT_FDCWD
-    if swap is not None and swap(here, os.fsencode(new), here, os.fsencode(old), _SWAP) == 0:
+    """Put a folder in the place of another, so that there is one of that name at every moment where the system can."""
+    if _swapped(new, old):
         return
     aside = _temporary_beside(old)
     old.rename(aside)
     new.rename(old)
     _remove(aside)
+
+
+def _swapped(one: Path, other: Path) -> bool:
+    """Swap two folders in one step; False where system or file system cannot."""
+    swap = getattr(ctypes.CDLL(None), "renameat2", None) if os.name == "posix" else None
+    return swap is not None and swap(_HERE, os.fsencode(one), _HERE, os.fsencode(other), _SWAP) == 0
 
 
 def _remove(path: Path) -> None:

@@ -27,7 +27,7 @@ _OF_FILES = "{told}; check that this disk or share is there and has room, and ru
 
 
 def main() -> None:
-    """Run the command line: exit code 0 on success, 2 on wrong usage, 1 on any other error; 130 and 143 when stopped."""
+    """Run the command line: exit code 0 on success, 2 on wrong usage, 1 on other errors, 130 and 143 when stopped."""
     given = sys.argv[1:]
     debug = "--debug" in given
     arguments = [*(["--debug"] if debug else []), *(word for word in given if word != "--debug")]

@@ -1,4 +1,4 @@
-"""How far trainings are, so that a killed fit is taken up at its last epoch: what is kept; where is for others to say."""
+"""How far trainings are, so that a killed fit is taken up at its last epoch: what is kept, not where."""
 
 from __future__ import annotations
 
