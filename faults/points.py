@@ -103,7 +103,7 @@ class Verdict:
     def told(self) -> dict[str, Any]:
         """As JSON holds it."""
         known = {key: value for key, value in asdict(self).items() if key != "point"}
-        return {"where": self.point.where, **known}
+        return {"verb": self.point.scene.name, "fault": self.point.fault.name, "where": self.point.where, **known}
 
 
 @dataclass

@@ -19,6 +19,7 @@ import pandas as pd
 GENES = ("TEX01", "COL01", "NIL01", "COL02", "TEX02")
 OTHER_GENES = ("COL02", "TEX01", "NIL01")
 SLIDE = "P2_C"
+_FILES = ("slide", "counts", "spots")
 _SIZE_UM, _RADIUS_UM = (960, 880), 400
 
 
@@ -39,7 +40,7 @@ class Inputs:
 
     @property
     def few(self) -> Path:
-        """One of the sections, and the slide."""
+        """The smallest of the sections, and the slide."""
         return self.folder / "few.csv"
 
     @property
@@ -92,8 +93,8 @@ def write_inputs(folder: Path, run: Callable[[list[str], Path], None]) -> Inputs
     rng = np.random.default_rng(0)
     for name in _SERVED:
         (folder / "served" / name).write_bytes(rng.bytes(200_000))
-    rows = pd.read_csv(inputs.manifest).set_index("section").loc[["P1_A", SLIDE], ["kind", "slide", "counts"]]
-    for column in ("slide", "counts"):
+    rows = pd.read_csv(inputs.manifest).set_index("section").loc[["P1_B", SLIDE], ["kind", *_FILES]]
+    for column in _FILES:
         rows[column] = [folder / "toy" / cell if isinstance(cell, str) else "" for cell in rows[column]]
     rows.to_csv(inputs.few)
     run(_fit(inputs, folder), inputs.cache)
@@ -136,7 +137,7 @@ SCENES = (
     Scene("fit", _fit, partial(_fit, which="other"), weight=5),
     Scene("predict h5ad", partial(_predict, "h5ad"), partial(_predict, "h5ad", n_samples=2), weight=6),
     Scene("predict zarr", partial(_predict, "zarr"), partial(_predict, "zarr", n_samples=2), weight=5),
-    Scene("evaluate", _evaluate, weight=2),
+    Scene("evaluate", _evaluate),
     Scene("cohort run", _cohort, weight=2, embedded=False),
     Scene("download", _download, weight=6, embedded=False),
 )
@@ -166,7 +167,7 @@ def embed_command(manifest: str) -> None:
     """Embed every section of a cohort."""
     import histoflow as hf
 
-    hf.embed(hf.read_cohort(manifest).select(sections=["P1_B", "P2_A"]), "color")
+    hf.embed(hf.read_cohort(manifest).select(sections=["P1_B"]), "color")
 
 
 @click.command("download")

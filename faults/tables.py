@@ -2,41 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from faults.points import FAULTS, Verdict
+from faults.points import FAULTS
 from faults.scenes import SCENES
 
-_COUNTED = ("lost", "corrupt", "unequal", "unclear")
+WRONG = ("lost", "corrupt", "unequal", "unclear")
+Told = Mapping[str, Any]
+"""A verdict, as `Verdict.told` gives it."""
 
 
-def summary(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+def is_fine(told: Told) -> bool:
+    """Whether nothing is wrong."""
+    return not any(told[name] for name in WRONG)
+
+
+def summary(points: Iterable[Told]) -> list[dict[str, Any]]:
     """A row for each verb and fault: points, those with something wrong, temporary files that were left."""
-    rows = []
-    for scene in SCENES:
-        for fault in FAULTS:
-            own = [v for v in verdicts if (v.point.scene.name, v.point.fault.name) == (scene.name, fault.name)]
+    points, rows = list(points), []
+    for verb in (scene.name for scene in SCENES):
+        for fault in (fault.name for fault in FAULTS):
+            own = [told for told in points if (told["verb"], told["fault"]) == (verb, fault)]
             if own:
-                counts = {name: sum(bool(getattr(v, name)) for v in own) for name in _COUNTED}
-                counts["died"] = sum(v.died for v in own)
-                left = {"left": sum(v.left for v in own), "left_bytes": sum(v.left_bytes for v in own)}
-                rows.append({"verb": scene.name, "fault": fault.name, "points": len(own), **counts, **left})
+                counts = {name: sum(bool(told[name]) for told in own) for name in (*WRONG, "died")}
+                counts |= {name: sum(told[name] for told in own) for name in ("left", "left_bytes")}
+                rows.append({"verb": verb, "fault": fault, "points": len(own), **counts})
     return rows
 
 
-def table(verdicts: Sequence[Verdict]) -> str:
-    """As Markdown: a row for each verb, a column for each fault, points and those with something wrong."""
-    rows = summary(verdicts)
-    names = [fault.name for fault in FAULTS]
-    lines = [f"| verb | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for scene in SCENES:
-        cells = []
-        for name in names:
-            own = [row for row in rows if (row["verb"], row["fault"]) == (scene.name, name)]
-            wrong = sum(row[key] for row in own for key in _COUNTED)
-            cells.append(f"{sum(row['points'] for row in own)}" + (f" ({wrong} wrong)" if wrong else ""))
-        lines.append(f"| {scene.name} | {' | '.join(cells)} |")
-    totals = {key: sum(row[key] for row in rows) for key in ("points", *_COUNTED, "died", "left", "left_bytes")}
-    said = ", ".join(f"{number} {name}" for name, number in totals.items())
-    return "\n".join([*lines, "", said])
+def table(points: Iterable[Told]) -> str:
+    """As Markdown: a row for each verb, points of each fault and how many of all were wrong in which way."""
+    rows, names = summary(points), [fault.name for fault in FAULTS]
+    lines = [f"| verb | {' | '.join(names)} | {' | '.join(WRONG)} |", "|---" * (len(names) + len(WRONG) + 1) + "|"]
+    for verb in [scene.name for scene in SCENES] + ["all"]:
+        own = [row for row in rows if verb in (row["verb"], "all")]
+        counts = [sum(row["points"] for row in own if row["fault"] == name) for name in names]
+        wrong = [sum(row[name] for row in own) for name in WRONG]
+        lines.append(f"| {' | '.join(map(str, [verb, *counts, *wrong]))} |")
+    totals = {name: sum(row[name] for row in rows) for name in ("points", "died", "left", "left_bytes")}
+    return "\n".join([*lines, "", ", ".join(f"{number} {name}" for name, number in totals.items())])
