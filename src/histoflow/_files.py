@@ -112,7 +112,7 @@ def _told_of(path: Path) -> Iterator[None]:
     except HistoflowError:
         raise
     except OSError as err:
-        elsewhere = err.filename is not None and not os.fsdecode(err.filename).startswith(str(path.parent))
+        elsewhere = err.filename is not None and _mark(path) not in str(err.filename)
         if elsewhere or not (number := _number(err)):
             raise
         raise OutputError(f"cannot write {path}: {os.strerror(number)}; {_WHAT_TO_DO}") from err
@@ -126,7 +126,7 @@ def _number(err: OSError) -> int:
 
 def _temporary_beside(path: Path) -> Path:
     """A free name beside `path`, which says who makes it; what dead processes of this machine left is removed."""
-    prefix = f".tmp-{path.name}-"
+    prefix = _mark(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         for left in path.parent.glob(f"{glob.escape(prefix)}*"):
@@ -141,10 +141,15 @@ def _temporary_beside(path: Path) -> Path:
     return Path(folder).with_name(Path(folder).name + path.suffix)
 
 
+def _mark(path: Path) -> str:
+    """How temporary names for `path` begin."""
+    return f".tmp-{path.name}-"
+
+
 def _is_abandoned(maker: str) -> bool:
     """Whether the process that made a temporary name is one of this machine that has ended."""
     told = re.match(r"([0-9a-f]{8})\.(\d+)-", maker)
-    if told is None or told[1] != _machine():
+    if told is None or told[1] != _machine() or os.name != "posix":
         return False
     try:
         os.kill(int(told[2]), 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,12 @@ for _command in (
 _STOPPED = "stopped{by}: nothing is half-written, and the same command goes on from what is finished"
 _NO_MEMORY = "there is not enough memory ({told}); give it more, or close what else takes it; what is finished is kept"
 _OF_FILES = "{told}; check that this disk or share is there and has room, and run it again: what is finished is kept"
+
+_OF_DISKS = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
+    *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
+}
+"""What a disk or a share says when it is full, locked or gone."""
 
 
 def main() -> None:
@@ -77,7 +84,7 @@ def _in_words(err: Exception) -> str:
         return str(err)
     if isinstance(err, MemoryError) or "can't allocate memory" in told:
         return _NO_MEMORY.format(told=told or "the system gives no more")
-    if isinstance(err, OSError) and err.errno:
+    if isinstance(err, OSError) and err.errno in _OF_DISKS:
         named = f"{err.filename}: {err.strerror}" if err.filename else told
         return _OF_FILES.format(told=named)
     return f"{type(err).__name__}: {told}; run it again with --debug for the traceback"
