@@ -33,6 +33,7 @@ _LARGE = 1 << 15
 _LEAVES = ("seconds", "mtime_ns", "status", "warnings")
 """What of a record or a summary differs from run to run."""
 _CRASHES = (-signal.SIGSEGV, -signal.SIGABRT, -signal.SIGBUS)
+_AFTER_STACK = "\nExtension modules: "
 _NOT_SAID = "run it again with --debug"
 
 
@@ -171,6 +172,7 @@ class Bench:
                 os.dup2(err.fileno(), 2)
                 sys.stderr, sys.stdout = err, io.StringIO()
                 faulthandler.enable(err)
+                signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell takes from what it runs behind
                 os.environ["HISTOFLOW_CACHE"] = str(cache or self.place / "cache")
                 os.environ.pop("HISTOFLOW_DATA", None)
                 make_small()
@@ -210,7 +212,7 @@ class Bench:
         counted = said.with_suffix(".seen")
         n_seen = json.loads(counted.read_text()) if counted.is_file() else {}
         counted.unlink(missing_ok=True)
-        return Done(code, said.read_text(), n_seen)
+        return Done(code, said.read_text().partition(_AFTER_STACK)[0], n_seen)
 
     def _two(self, point: Point, command: list[str]) -> Done:
         """One process is halted at its n-th operation, and another one does the same meanwhile."""

@@ -3,6 +3,7 @@
 import json
 import signal
 
+import numpy as np
 import pytest
 from safetensors.numpy import load_file
 from tests.test_cli import histoflow
@@ -90,14 +91,39 @@ def test_progress_of_other_settings_is_removed_aloud(tmp_path):
     assert not (tmp_path / "m.progress").exists()
 
 
-@pytest.mark.parametrize("content", [None, "{}", json.dumps({"format": 99, "identity": "one"})])
+@pytest.mark.parametrize("content", ["", "{}", json.dumps({"format": 99, "identity": "one"})])
 def test_a_folder_that_is_none_of_ours_stays(tmp_path, content):
     (tmp_path / "m.progress").mkdir()
-    if content is not None:
-        (tmp_path / "m.progress" / "progress.json").write_text(content)
+    name = "progress.json" if content else "thesis.txt"
+    (tmp_path / "m.progress" / name).write_text(content)
     with pytest.raises(OutputError, match=r"m\.progress is no progress of a fit"):
         ProgressFolder(tmp_path / "m.progress", "one")
     assert (tmp_path / "m.progress").is_dir()
+
+
+def test_a_folder_that_another_process_removed_is_laid_anew(tmp_path, monkeypatch):
+    one, other = (ProgressFolder(tmp_path / "m.progress", "one") for _ in range(2))
+    one.write("a", {})
+    replace = type(tmp_path).replace
+
+    def removed_meanwhile(self, target):
+        monkeypatch.setattr(type(tmp_path), "replace", replace)
+        other.remove()
+        return replace(self, target)
+
+    monkeypatch.setattr(type(tmp_path), "replace", removed_meanwhile)
+    one.write("b", {"x": np.arange(3)})
+    assert sorted(path.name for path in one.path.iterdir()) == ["b.safetensors", "progress.json"]
+    np.testing.assert_array_equal(ProgressFolder(tmp_path / "m.progress", "one").read("b")["x"], np.arange(3))
+    one.remove()
+    one.remove()
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_a_killed_process_had_only_begun_is_no_hindrance(tmp_path):
+    (tmp_path / "m.progress" / ".tmp-a-0123").mkdir(parents=True)
+    ProgressFolder(tmp_path / "m.progress", "one").write("a", {})
+    assert (tmp_path / "m.progress" / "a.safetensors").is_file()
 
 
 def test_a_damaged_file_is_as_if_it_were_not_there(tmp_path, caplog):

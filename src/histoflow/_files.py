@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import glob
 import hashlib
+import io
 import json
 import os
 import platform
@@ -15,9 +16,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from histoflow._errors import HistoflowError, MissingDependencyError, OutputError, ReadError
+
+if TYPE_CHECKING:
+    from anndata import AnnData
 
 _BLOCK = 1 << 20
 _HERE, _SWAP = -100, 2
@@ -113,15 +117,15 @@ def _told_of(path: Path) -> Iterator[None]:
         raise
     except OSError as err:
         elsewhere = err.filename is not None and _mark(path) not in str(err.filename)
-        if elsewhere or not (number := _number(err)):
+        if elsewhere or not (number := system_number(err)):
             raise
         raise OutputError(f"cannot write {path}: {os.strerror(number)}; {_WHAT_TO_DO}") from err
 
 
-def _number(err: OSError) -> int:
+def system_number(err: Exception) -> int:
     """The system's number of an error, also where a library tells it in words; 0 where there is none."""
     told = re.search(r"errno\D{1,4}(\d+)", str(err))
-    return err.errno or (int(told[1]) if told else 0)
+    return getattr(err, "errno", None) or (int(told[1]) if told else 0)
 
 
 def _temporary_beside(path: Path) -> Path:
@@ -209,6 +213,62 @@ def write_json(path: str | Path, value: Any) -> None:
     """Write a JSON file atomically, keys in their order, readable by a person."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n")
+
+
+def write_h5ad(adata: AnnData, path: str | Path) -> None:
+    """Write an AnnData, whole or not at all; its columns of strings become categories, as anndata makes them.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written.
+    """
+    import h5py
+    from anndata.io import write_elem
+
+    adata.strings_to_categoricals()
+    with atomic_path(path) as temporary, _Patient(temporary, "w+") as file:
+        try:
+            with h5py.File(file, "w") as h5:
+                write_elem(h5, "/", adata)
+        except (OSError, RuntimeError, ValueError):
+            if file.error is None:
+                raise
+        if file.error is not None:
+            raise file.error
+
+
+class _Patient(io.FileIO):
+    """A file that keeps its first error to itself: HDF5 ends the whole process where it cannot finish a file."""
+
+    error: OSError | None = None
+
+    def write(self, data: Any, /) -> int:
+        """Write all of it, until the first error; after that, nothing."""
+        whole = memoryview(data).cast("B")
+        left = whole
+        try:
+            while len(left) and self.error is None:
+                left = left[super().write(left) or 0 :]
+        except OSError as err:
+            self.error = err
+        return len(whole)
+
+    def truncate(self, size: int | None = None, /) -> int:
+        """As `write`."""
+        try:
+            return super().truncate(size) if self.error is None else int(size or 0)
+        except OSError as err:
+            self.error = err
+            return int(size or 0)
+
+    def readinto(self, buffer: Any, /) -> int:
+        """Read what is there, and zeros where a write has failed."""
+        if self.error is None:
+            return super().readinto(buffer) or 0
+        whole = memoryview(buffer).cast("B")
+        whole[:] = bytes(len(whole))
+        return len(whole)
 
 
 def read_json(path: str | Path) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import os
+import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -11,6 +13,7 @@ from contextlib import contextmanager
 import click
 
 from histoflow._errors import HistoflowError, OptionError
+from histoflow._files import system_number
 from histoflow.cli import cohort_run, cohorts, evaluation, hest, machine, report, subspot
 from histoflow.cli.root import cli
 
@@ -26,6 +29,8 @@ _STOPPED = "stopped{by}: nothing is half-written, and the same command goes on f
 _NO_MEMORY = "there is not enough memory ({told}); give it more, or close what else takes it; what is finished is kept"
 _OF_FILES = "{told}; check that this disk or share is there and has room, and run it again: what is finished is kept"
 
+_IS_MEMORY = re.compile("allocate memory|memory allocation failed|bad_alloc|out of memory|ENOMEM", re.IGNORECASE)
+"""How libraries in C say it."""
 _OF_DISKS = {
     *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM),
     *(errno.EIO, errno.ESTALE, errno.ENXIO, errno.ENODEV, errno.ENOTCONN, errno.ETIMEDOUT, errno.EHOSTDOWN),
@@ -73,7 +78,6 @@ def _stoppable() -> Iterator[None]:
 
 
 def _terminate(*_: object) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # once is enough
     raise TerminatedError
 
 
@@ -82,9 +86,9 @@ def _in_words(err: Exception) -> str:
     told = " ".join(str(err).split())
     if isinstance(err, HistoflowError):
         return str(err)
-    if isinstance(err, MemoryError) or "can't allocate memory" in told:
+    if isinstance(err, MemoryError) or _IS_MEMORY.search(told):
         return _NO_MEMORY.format(told=told or "the system gives no more")
-    if isinstance(err, OSError) and err.errno in _OF_DISKS:
-        named = f"{err.filename}: {err.strerror}" if err.filename else told
-        return _OF_FILES.format(told=named)
+    if system_number(err) in _OF_DISKS:
+        where = getattr(err, "filename", None)
+        return _OF_FILES.format(told=f"{where}: {os.strerror(system_number(err))}" if where else told)
     return f"{type(err).__name__}: {told}; run it again with --debug for the traceback"

@@ -1,5 +1,6 @@
 """The verbs that people know, from paths to results. Thin: the work is below."""
 
+from histoflow._files import write_h5ad
 from histoflow.workflow.again import rerun
 from histoflow.workflow.baselines import with_baselines
 from histoflow.workflow.cohort_run import run_cohort
@@ -14,7 +15,6 @@ from histoflow.workflow.cohorts import (
     fit,
     predict_section,
     predict_slide,
-    write_h5ad,
 )
 from histoflow.workflow.demo import demo
 from histoflow.workflow.doctor import Check, check_machine

@@ -12,7 +12,6 @@ from anndata import AnnData
 
 from histoflow import io, models
 from histoflow._errors import MissingSlotError, OptionError, WeightsError
-from histoflow._files import atomic_path
 from histoflow._keys import DENSE, EMBEDDINGS, Missing, facts, section_name
 from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
@@ -492,9 +491,3 @@ def embed_tiles_for(
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
     make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights, device=device)
     return make.tiles(wsi, step_um)
-
-
-def write_h5ad(predicted: AnnData, path: str | Path) -> None:
-    """Write a prediction, whole or not at all."""
-    with atomic_path(path) as temporary:
-        predicted.write_h5ad(temporary)

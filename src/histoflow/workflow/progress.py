@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from safetensors.numpy import load_file, save
 
 from histoflow import io, models
 from histoflow._errors import HistoflowWarning, OutputError
-from histoflow._files import atomic_path, read_json, value_hash, write_json
+from histoflow._files import atomic_path, read_json, scratch_folder, value_hash, write_json
 from histoflow._keys import section_name
 from histoflow.bench.parts import content_of
 from histoflow.models.arrays import Arrays
@@ -49,7 +49,7 @@ class ProgressFolder:
 
     def __init__(self, path: str | Path, identity: str) -> None:
         self.path, self.identity = Path(path), identity
-        if not self.path.exists():
+        if not self.path.exists() or _holds_nothing(self.path):
             return
         about = read_json(self.path / _ABOUT) if (self.path / _ABOUT).is_file() else None
         if not isinstance(about, dict) or about.get("format") != _FORMAT:
@@ -83,17 +83,37 @@ class ProgressFolder:
         OutputError
             If it cannot be written.
         """
-        if not (self.path / _ABOUT).is_file():
-            write_json(self.path / _ABOUT, {"format": _FORMAT, "identity": self.identity})
-        with atomic_path(self._file(name)) as temporary:
-            temporary.write_bytes(save(arrays))
+        try:
+            self._put(name, arrays)
+        except OutputError:
+            if self._is_laid():
+                raise
+            # Another process has ended the same fit meanwhile, and has removed the folder.
+            self._put(name, arrays)
 
     def remove(self) -> None:
         """Remove the folder, once what it was kept for is done."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        with suppress(OSError), scratch_folder(self.path) as aside:
+            self.path.rename(aside / self.path.name)
+
+    def _put(self, name: str, arrays: Arrays) -> None:
+        if not self._is_laid():
+            with atomic_path(self.path) as folder:
+                folder.mkdir()
+                write_json(folder / _ABOUT, {"format": _FORMAT, "identity": self.identity})
+        with atomic_path(self._file(name)) as temporary:
+            temporary.write_bytes(save(arrays))
+
+    def _is_laid(self) -> bool:
+        return (self.path / _ABOUT).is_file()
 
     def _file(self, name: str) -> Path:
         return self.path / f"{name}.safetensors"
+
+
+def _holds_nothing(folder: Path) -> bool:
+    """Whether a folder is empty but for what a killed process was about to write."""
+    return folder.is_dir() and all(path.name.startswith(".tmp-") for path in folder.iterdir())
 
 
 def fit_to_folder(cohort: io.Cohort | AnnData | Sequence[AnnData], out: str | Path, **options: Any) -> models.Estimator:

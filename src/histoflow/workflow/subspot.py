@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from histoflow import io, models
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFittedError, OptionError, PanelMismatchError
-from histoflow._files import atomic_path, cache_folder, scratch_folder
+from histoflow._files import atomic_path, cache_folder, scratch_folder, write_h5ad
 from histoflow._keys import SPATIAL, UNS, facts, section_name
 from histoflow._progress import track
 from histoflow.io.superpixels import SPOTS, TISSUE, Canvas, SuperPixels, check_budget, create_superpixels
@@ -23,7 +23,7 @@ from histoflow.pp.encoders.dense import SUPERPIXEL_UM
 from histoflow.pp.expression import panel_log1p
 from histoflow.pp.lattice import WINDOW, Window, n_superpixels_of, spot_um_of
 from histoflow.pp.tiles import slide_facts, tissue_outlines
-from histoflow.workflow.cohorts import superpixel_embedder, write_h5ad
+from histoflow.workflow.cohorts import superpixel_embedder
 from histoflow.workflow.slides import embedded
 
 if TYPE_CHECKING:
