@@ -3,14 +3,19 @@
 import errno
 import os
 import re
+import resource
 import subprocess
 import sys
+from contextlib import contextmanager
 
+import anndata
+import numpy as np
 import pytest
+from anndata import AnnData
 
 from histoflow import _files
 from histoflow._errors import OutputError, ReadError
-from histoflow._files import atomic_path, scratch_folder
+from histoflow._files import atomic_path, scratch_folder, write_h5ad
 
 
 def half_written(path, err):
@@ -96,6 +101,56 @@ def test_there_is_a_folder_of_that_name_at_every_moment(tmp_path, monkeypatch):
     monkeypatch.setattr(type(tmp_path), "rename", lambda *_: pytest.fail("the old folder was moved away first"))
     _files._exchange(tmp_path / "new", tmp_path / "old")
     assert (tmp_path / "old" / "mark").exists()
+
+
+@contextmanager
+def room_for(n_bytes):
+    """No file gets larger: writing more is an error, as on a full disk."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def table(n_spots=200):
+    made = AnnData(np.random.default_rng(0).normal(size=(n_spots, 30)).astype(np.float32))
+    made.obs["patient"] = ["P1", "P2"] * (n_spots // 2)
+    made.layers["std"] = made.X.copy()
+    made.uns["histoflow"] = {"panel": ["A", "B"], "level": 0.9}
+    return made
+
+
+@pytest.mark.parametrize("n_bytes", [0, 10, 1000, 5000, 30_000, 50_000])
+def test_an_h5ad_without_room_is_an_error_and_the_process_goes_on(tmp_path, n_bytes):
+    write_h5ad(table(), tmp_path / "t.h5ad")
+    before = (tmp_path / "t.h5ad").read_bytes()
+    assert len(before) > 50_000
+    with room_for(n_bytes), pytest.raises(OutputError, match=r"cannot write .*t\.h5ad: File too large"):
+        write_h5ad(table(), tmp_path / "t.h5ad")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.h5ad"]
+    assert (tmp_path / "t.h5ad").read_bytes() == before
+
+
+def test_an_h5ad_is_what_anndata_writes(tmp_path):
+    write_h5ad(table(), tmp_path / "ours.h5ad")
+    table().write_h5ad(tmp_path / "theirs.h5ad")
+    ours, theirs = (anndata.read_h5ad(tmp_path / f"{name}.h5ad") for name in ("ours", "theirs"))
+    np.testing.assert_array_equal(ours.X, theirs.X)
+    np.testing.assert_array_equal(ours.layers["std"], theirs.layers["std"])
+    assert ours.obs.equals(theirs.obs)
+    assert ours.var.equals(theirs.var)
+    assert (list(ours.uns["histoflow"]["panel"]), ours.uns["histoflow"]["level"]) == (["A", "B"], 0.9)
+    assert ours.obs["patient"].dtype == "category"
+
+
+def test_an_error_of_the_table_itself_stays_what_it_is(tmp_path):
+    made = table()
+    made.uns["what"] = object()
+    with pytest.raises(Exception, match="write"):
+        write_h5ad(made, tmp_path / "t.h5ad")
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_scratch_folder_is_gone_afterwards(tmp_path):
