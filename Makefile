@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test install lint bench docs api licences dist clean
+.PHONY: demo test install lint bench faults docs api licences dist clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,13 +23,17 @@ test: $(VENV)/.stamp-dev
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks faults docs
+	$(BIN)/ruff format --check src tests benchmarks faults docs
 	$(BIN)/mypy
 
 # BENCH_ARGS=--quick takes about 20 minutes; a run that was cut is taken up.
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python benchmarks $(BENCH_ARGS)
+
+# Faults at random points of running commands; FAULTS="--seed 12" for the points of an earlier run.
+faults: $(VENV)/.stamp-dev
+	$(BIN)/python -m faults $(FAULTS)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

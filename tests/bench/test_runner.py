@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import ClassVar
 
+import anndata
 import numpy as np
 import pandas as pd
 import pytest
@@ -280,14 +281,15 @@ def test_a_run_that_was_stopped_is_taken_up(sections, fits, tmp_path, monkeypatc
     pd.testing.assert_frame_equal(table, quick(sections))
 
 
-@pytest.mark.parametrize("writer", ["to_parquet", "write_h5ad"])
+@pytest.mark.parametrize("writer", ["to_parquet", "write_elem"])
 def test_a_write_that_is_stopped_leaves_no_part(pair, fits, tmp_path, monkeypatch, writer):
-    def half_written(self, path, **options):
-        Path(path).write_bytes(b"PAR1 and no more")
+    def half_written(*to, **options):
+        if writer == "to_parquet":
+            Path(to[1]).write_bytes(b"PAR1 and no more")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(pd.DataFrame if writer == "to_parquet" else runner.AnnData, writer, half_written)
+        patch.setattr(pd.DataFrame if writer == "to_parquet" else anndata.io, writer, half_written)
         with pytest.raises(KeyboardInterrupt):
             quick(pair, out=tmp_path)
     made = [path for path in files(tmp_path) if "models" not in path.parts]

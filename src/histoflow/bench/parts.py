@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow._errors import ReadError
-from histoflow._files import atomic_path, value_hash
+from histoflow._files import atomic_path, value_hash, write_h5ad
 from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, facts, section_name
 from histoflow.models import Auto, Estimator
 from histoflow.pp.expression import Panel
@@ -93,8 +93,7 @@ class Keeper:
         kept.layers[MEASURED] = measured
         kept.uns[UNS][_KEY] = self._key
         path = _prediction_path(self._out, self._job.fold.name, section_name(section), model, self._job.estimator.seed)
-        with atomic_path(path) as temporary:
-            kept.write_h5ad(temporary)
+        write_h5ad(kept, path)
 
     def rows(self, score: Callable[[Job, Keeper], pd.DataFrame]) -> pd.DataFrame:
         """The rows of the job, from the folder where an earlier run has finished it, else as `score` makes them.

@@ -74,13 +74,13 @@ def fit(
     level: str,
     **options: Any,
 ) -> None:
-    """Fit a model on the references of a COHORT manifest."""
+    """Fit a model on the references of a COHORT manifest; one that was killed goes on at its last epoch."""
     from histoflow import io, models, workflow
 
     sections = io.read_cohort(cohort, missing=missing)
     looks_through = workflow.chosen_encoder(encoder, weights, amp=amp)
-    model = workflow.fit(sections, encoder=looks_through, panel=panel_of(panel), level=level_of(level), **options)
-    model.save(out)
+    how = {"encoder": looks_through, "panel": panel_of(panel), "level": level_of(level), **options}
+    model = workflow.fit_to_folder(sections, out, **how)
     known = ("sections", "n_spots", "n_spots_left_out", "auto")
     told = {key: model.training_[key] for key in known if key in model.training_}
     trained = f"{sum(told['n_spots'])} spots of {len(told['sections'])} sections ({told['n_spots_left_out']} left out)"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import sys
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from histoflow._errors import HistoflowWarning, OptionError
+from histoflow._errors import HistoflowWarning, OptionError, ReadError
 
 if TYPE_CHECKING:
     from histoflow.pp import Panel
@@ -72,6 +73,8 @@ def panel_of(text: str) -> int | Panel:
     try:
         return Panel(tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip()))
     except (OSError, UnicodeDecodeError) as err:
+        if isinstance(err, OSError) and err.errno in (errno.EIO, errno.ESTALE):
+            raise ReadError(f"cannot read {text}: {err.strerror}; check the disk or share it lies on") from err
         why = getattr(err, "strerror", None) or "it is not text"
         raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
 

@@ -22,7 +22,7 @@ from urllib.request import Request, urlopen
 from anndata import AnnData
 
 from histoflow._errors import HistoflowError, MissingDependencyError, OptionError, OutputError, ReadError
-from histoflow._files import atomic_path, cache_folder, file_hash, locked, read_json, write_json
+from histoflow._files import atomic_path, cache_folder, file_hash, locked, read_json, scratch_folder, write_json
 from histoflow._progress import track
 from histoflow.datasets.catalogue import BREAST, CHECKSUMS, HER2ST, Entry, RemoteFile
 from histoflow.io import Cohort, open_section_slide
@@ -290,8 +290,9 @@ def _fetch(url: str, path: Path, expected: str | None, begins: tuple[bytes, ...]
     pooch = _pooch()
     download = _Resuming(path, begins)
     try:
-        with _quiet(pooch.get_logger()):
-            pooch.retrieve(url, expected, fname=path.name, path=path.parent, downloader=download)
+        with _quiet(pooch.get_logger()), _writing(path), scratch_folder(path) as scratch:
+            pooch.retrieve(url, expected, fname=path.name, path=scratch, downloader=download)
+            (scratch / path.name).replace(path)
     except ValueError as err:
         if not download.sha256:
             raise

@@ -15,6 +15,7 @@ from histoflow._progress import track
 from histoflow.models.base import Estimator
 from histoflow.models.calibrated import Calibrated
 from histoflow.models.crossfit import CrossFit, cross_fit, training_folds
+from histoflow.models.progress import Progress
 from histoflow.pp.expression import Normalize, Panel, keep_spots
 
 _LOG = logging.getLogger(__name__)
@@ -99,6 +100,10 @@ class Auto:
     def clone(self, **changes: Any) -> Auto:
         """The same choice among candidates that have these options changed."""
         return replace(self, candidates={name: c.clone(**changes) for name, c in self.candidates.items()})
+
+    def with_progress(self, progress: Progress) -> Auto:
+        """The same choice, every candidate taken up where it was, see `Estimator.with_progress`."""
+        return replace(self, candidates={name: c.with_progress(progress) for name, c in self.candidates.items()})
 
     def identity(self) -> dict[str, Any]:
         """Everything that the choice depends on beside its data: what each candidate's fit depends on."""

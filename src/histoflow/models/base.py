@@ -20,6 +20,7 @@ from histoflow._errors import (
     ModelFormatError,
     NotFittedError,
     OptionError,
+    OutputError,
     PanelMismatchError,
     ReadError,
     WeightsError,
@@ -29,6 +30,7 @@ from histoflow._keys import DENSE, EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, 
 from histoflow._progress import track
 from histoflow.models.arrays import Arrays
 from histoflow.models.parts import Drawer, MakeShelf, Part, Reach, Rows, n_at_once, parts_of
+from histoflow.models.progress import Progress
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
@@ -72,6 +74,7 @@ class Estimator(ABC):
         self.embedding_: dict[str, Any] | None = None
         self.pitch_um_ = float("nan")
         self.training_: dict[str, Any] = {}
+        self._progress: Progress | None = None
 
     @property
     def method(self) -> str:
@@ -291,7 +294,11 @@ class Estimator(ABC):
                 "versions": _versions(),
             }
             write_json(folder / MODEL_JSON, described)
-            save_file({key: np.ascontiguousarray(value) for key, value in self._state().items()}, folder / WEIGHTS)
+            arrays = {key: np.ascontiguousarray(value) for key, value in self._state().items()}
+            try:
+                save_file(arrays, folder / WEIGHTS)
+            except SafetensorError as err:
+                raise OutputError(f"cannot write model {path}: {err}; make room, or choose another folder") from err
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON holds them."""
@@ -310,7 +317,24 @@ class Estimator(ABC):
 
     def clone(self, **changes: Any) -> Self:
         """Make an estimator, not fitted, with the same options except for `changes`."""
-        return self.from_options(self.options() | changes)
+        made = self.from_options(self.options() | changes)
+        made._progress = self._progress
+        return made
+
+    def with_progress(self, progress: Progress) -> Self:
+        """Make an estimator, not fitted, whose fit is taken up where it was when a process was killed.
+
+        Networks keep after every epoch how far they are, and are trained on from there to the same bits; what fits in
+        closed form is fitted anew. Only `fit` with the data of before takes anything up.
+
+        Parameters
+        ----------
+        progress
+            Where it is kept, such as a `workflow.ProgressFolder`.
+        """
+        made = self.clone()
+        made._progress = progress
+        return made
 
     @final
     def _fitted(self) -> Panel:

@@ -27,6 +27,7 @@ from histoflow.models.crossfit import CrossFit, cross_fit
 from histoflow.models.inner import inner_folds
 from histoflow.models.kinds import KINDS
 from histoflow.models.parts import Drawer, MakeShelf, Reach
+from histoflow.models.progress import Progress
 from histoflow.models.residuals import HIGHEST_LEVEL, LEVELS, ResidualScale, conformal_quantiles
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.unfamiliar import Familiar
@@ -107,6 +108,10 @@ class Calibrated(Estimator):
     def clone(self, **changes: Any) -> Self:
         """Make one, not fitted, whose estimator has these options changed."""
         return type(self)(self.estimator.clone(**changes), self.level)
+
+    def with_progress(self, progress: Progress) -> Self:
+        """Make one, not fitted, whose estimator is taken up where it was, see `Estimator.with_progress`."""
+        return type(self)(self.estimator.with_progress(progress), self.level)
 
     def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
         folds = inner_folds([part.spots for part in measured])

@@ -23,6 +23,7 @@ from histoflow.models.inner import InnerFolds, inner_folds
 from histoflow.models.member import Crop, Member, Network, Projection, start_noise
 from histoflow.models.noise import prior_noise, shelved
 from histoflow.models.parts import Drawer, MakeShelf, Part, Reach
+from histoflow.models.progress import Bookmark
 from histoflow.models.recipes import recipe_from_name
 from histoflow.models.ridge import stacked
 from histoflow.models.spots import Floats, Measured, Spots
@@ -211,8 +212,19 @@ class STFlow(Estimator):
                 options=options,
                 held_out_error=None if held_out is None else lambda: self._error(member, held_out),
                 label="stflow" if held_out is None else "stflow, number of epochs",
+                bookmark=self._bookmark(member, options, generator, [*measured, *(held_out or [])]),
             )
         return member, history
+
+    def _bookmark(
+        self, member: Member, options: Training, generator: torch.Generator, measured: list[Measured]
+    ) -> Bookmark | None:
+        """Where a training on these spots, the last of them held out, keeps how far it is."""
+        if self._progress is None:
+            return None
+        crops = [member.crop(part.spots, part.log1p) for part in measured]
+        seen = [array for crop in crops for array in crop]
+        return Bookmark.of(self._progress, generator, [self.options(), asdict(options)], [*seen, member.mean.cpu()])
 
     def _untrained(self, measured: list[Measured]) -> Member:
         """A member for these training spots, its weights drawn from torch's generator."""

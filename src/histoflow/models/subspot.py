@@ -16,6 +16,7 @@ from histoflow.models.arrays import Arrays, under
 from histoflow.models.base import Estimator
 from histoflow.models.inner import Indices, InnerFolds, inner_folds
 from histoflow.models.linear import LinearHead, RidgePath
+from histoflow.models.progress import Bookmark
 from histoflow.models.ridge_folds import fit_grouped_ridge
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.superpixels import Bags, Sizes, SuperpixelHead, principal_components
@@ -213,6 +214,7 @@ class _Fitting:
                     options=self.model.training,
                     held_out_error=lambda head=head, unseen=unseen: head.error(unseen),  # type: ignore[misc]
                     label="istar, number of epochs",
+                    bookmark=self._bookmark(head, self.model.training, generator, [*parts, *unseen]),
                 )
             found.append((history.best_epoch if min(history.held_out) < before else 0, history))
         return found
@@ -228,8 +230,20 @@ class _Fitting:
             history = None
             if n_epochs:
                 options = replace(self.model.training, max_epochs=n_epochs)
-                history = train(head, self._batches(parts, generator), head.loss, options=options, label="istar")
+                bookmark = self._bookmark(head, options, generator, parts)
+                batches = self._batches(parts, generator)
+                history = train(head, batches, head.loss, options=options, label="istar", bookmark=bookmark)
         return head.eval(), history
+
+    def _bookmark(
+        self, head: SuperpixelHead, options: Training, generator: torch.Generator, parts: list[Bags]
+    ) -> Bookmark | None:
+        """Where a training keeps how far it is; a head is started from its spots' super-pixels, which it stands for."""
+        progress = self.model._progress
+        if progress is None:
+            return None
+        seen = [*head.arrays().values(), *(part.log1p for part in parts)]
+        return Bookmark.of(progress, generator, [self.model.options(), asdict(options)], seen)
 
     def _by_section(self, rows: Indices) -> list[Indices]:
         """Rows of the stacked spots, section by section."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from histoflow._errors import NotFiniteError, OptionError
 from histoflow._progress import track
+from histoflow.models.progress import Bookmark, Reached
 
 Batch = TypeVar("Batch")
 PRECISIONS = ("fp32", "bf16")
@@ -115,6 +116,7 @@ def train(
     options: Training,
     held_out_error: Callable[[], float] | None = None,
     label: str = "training",
+    bookmark: Bookmark | None = None,
 ) -> History:
     """Train a network in place; with a held-out error, stop early and return to its best weights.
 
@@ -132,6 +134,8 @@ def train(
         Error on spots that are in no batch, with the network in evaluation mode; None to train to the last epoch.
     label
         What the progress bar says.
+    bookmark
+        Where it is kept after every epoch how far the training is, and taken up from there; None for nowhere.
 
     Raises
     ------
@@ -139,27 +143,36 @@ def train(
         If a held-out error is NaN or infinite.
     """
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
-    losses: list[float] = []
-    errors: list[float] = []
-    best, best_weights = 0, copy.deepcopy(network.state_dict())
-    for epoch in track(range(1, options.max_epochs + 1), label):
-        losses.append(_epoch(network, optimiser, batches(), loss, options))
+    reached = (bookmark and bookmark.read(network, optimiser)) or Reached.start(network)
+    left = range(0) if reached.finished else range(len(reached.losses) + 1, options.max_epochs + 1)
+    for epoch in track(left, label):
+        reached.losses.append(_epoch(network, optimiser, batches(), loss, options))
         if held_out_error is None:
-            best = epoch
-            continue
-        errors.append(held_out_error())
-        if not math.isfinite(errors[-1]):
-            raise NotFiniteError(
-                f"{label}: the held-out error of epoch {epoch} is {errors[-1]}; look at the embeddings, or give a "
-                "smaller learning_rate"
-            )
-        if errors[-1] < min(errors[:-1], default=math.inf):
-            best, best_weights = epoch, copy.deepcopy(network.state_dict())
-        if epoch - best >= options.patience:
+            reached.best = epoch
+        else:
+            _judge(reached, network, held_out_error(), label)
+        reached.finished = epoch == options.max_epochs or epoch - reached.best >= options.patience
+        if bookmark is not None:
+            bookmark.write(network, optimiser, reached)
+        if reached.finished:
             break
     if held_out_error is not None:
-        network.load_state_dict(best_weights)
-    return History(tuple(losses), tuple(errors), best)
+        network.load_state_dict(reached.best_weights)
+    network.eval()
+    return History(tuple(reached.losses), tuple(reached.errors), reached.best)
+
+
+def _judge(reached: Reached, network: nn.Module, error: float, label: str) -> None:
+    """Take down the held-out error of an epoch, and its weights where it is the lowest so far."""
+    epoch = len(reached.losses)
+    if not math.isfinite(error):
+        raise NotFiniteError(
+            f"{label}: the held-out error of epoch {epoch} is {error}; look at the embeddings, or give a "
+            "smaller learning_rate"
+        )
+    if error < min(reached.errors, default=math.inf):
+        reached.best, reached.best_weights = epoch, copy.deepcopy(network.state_dict())
+    reached.errors.append(error)
 
 
 def _epoch(

@@ -73,9 +73,9 @@ def cached_features(
             encode = _Encode(encoder, batch_size, device)
             parts = _encoded(target, n_patches, read, encode, num_workers, label)
             _store(target, shape, (np.load(path, allow_pickle=False) for path in parts))
-            # A killed run may have left an unfinished block in it.
-            shutil.rmtree(target.with_suffix(".parts"), ignore_errors=True)
             stored = _opened(target)
+        # A killed run may have left an unfinished block in it, or been killed just here.
+        shutil.rmtree(target.with_suffix(".parts"), ignore_errors=True)
     return stored
 
 

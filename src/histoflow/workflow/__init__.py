@@ -1,5 +1,6 @@
 """The verbs that people know, from paths to results. Thin: the work is below."""
 
+from histoflow._files import write_h5ad
 from histoflow.workflow.again import rerun
 from histoflow.workflow.baselines import with_baselines
 from histoflow.workflow.cohort_run import run_cohort
@@ -14,13 +15,13 @@ from histoflow.workflow.cohorts import (
     fit,
     predict_section,
     predict_slide,
-    write_h5ad,
 )
 from histoflow.workflow.demo import demo
 from histoflow.workflow.doctor import Check, check_machine
 from histoflow.workflow.evaluation import draw_evaluation, evaluate, models_for, patients_of, slide_thumbnail
 from histoflow.workflow.hest import hest_bench
 from histoflow.workflow.preflight import check_cohort
+from histoflow.workflow.progress import ProgressFolder, fit_to_folder
 from histoflow.workflow.reports import report
 from histoflow.workflow.slides import (
     Pairs,
@@ -37,6 +38,7 @@ from histoflow.workflow.zeroshot import predict_to_file, zero_shot
 __all__ = [
     "Check",
     "Pairs",
+    "ProgressFolder",
     "available_backbones",
     "check_cohort",
     "check_machine",
@@ -51,6 +53,7 @@ __all__ = [
     "embedder",
     "evaluate",
     "fit",
+    "fit_to_folder",
     "hest_bench",
     "match",
     "models_for",

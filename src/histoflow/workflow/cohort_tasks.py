@@ -10,9 +10,10 @@ from typing import Any
 
 from histoflow import bench, io, models
 from histoflow._errors import ProtocolError
+from histoflow._files import write_h5ad
 from histoflow.pp import Panel
 from histoflow.workflow.baselines import with_baselines
-from histoflow.workflow.cohorts import chosen_encoder, embed_for, embed_row_for, embedder, write_h5ad
+from histoflow.workflow.cohorts import chosen_encoder, embed_for, embed_row_for, embedder
 from histoflow.workflow.evaluation import estimators_for, models_for
 from histoflow.workflow.records import Task, fingerprints, finished, keep_record, row_of
 from histoflow.workflow.zeroshot import predict_to_file

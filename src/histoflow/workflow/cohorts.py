@@ -12,7 +12,6 @@ from anndata import AnnData
 
 from histoflow import io, models
 from histoflow._errors import MissingSlotError, OptionError, WeightsError
-from histoflow._files import atomic_path
 from histoflow._keys import DENSE, EMBEDDINGS, Missing, facts, section_name
 from histoflow.pp import DenseEmbedder, Embedder, Encoder, Panel, Recipe, choose_panel, get_encoder
 from histoflow.pp.expression import keep_spots
@@ -269,6 +268,23 @@ def fit(
     OptionError
         If an option is not offered, the cohort has no reference, or the model is pretrained and learns nothing.
     """
+    chosen = {"panel": panel, "normalize": normalize, "min_counts": min_counts, "seed": seed, "level": level}
+    estimator, references, how = planned_fit(cohort, model=model, encoder=encoder, **chosen)
+    return estimator.fit(references, **how)
+
+
+def planned_fit(
+    cohort: io.Cohort | AnnData | Sequence[AnnData],
+    *,
+    model: str = "stflow",
+    encoder: str | Encoder = "scatter",
+    panel: int | Panel = 50,
+    normalize: str = "library",
+    min_counts: int = 0,
+    seed: int = 0,
+    level: float | None = 0.9,
+) -> tuple[models.Estimator | models.Auto, list[AnnData], dict[str, Any]]:
+    """What `fit` fits: the estimator, embedded sections, and the other arguments of `Estimator.fit`."""
     if model == models.STPathZeroShot.name:
         raise OptionError("model stpath is pretrained: nothing is fitted; use histoflow predict --model stpath")
     references = _references(cohort)
@@ -279,7 +295,7 @@ def fit(
     kept = [keep_spots(section, min_counts=min_counts) for section in references]
     genes = panel if isinstance(panel, Panel) else choose_panel(kept, panel, normalize=estimator.normalize)
     missing: Missing = getattr(cohort, "missing", "error")
-    return estimator.fit(references, panel=genes, min_counts=min_counts, missing=missing)
+    return estimator, references, {"panel": genes, "min_counts": min_counts, "missing": missing}
 
 
 def chosen_encoder(encoder: str, weights: str | Path | None, *, amp: bool) -> str | Encoder:
@@ -475,9 +491,3 @@ def embed_tiles_for(
     step_um = model.pitch_um_ if np.isfinite(model.pitch_um_) else _TILE_UM
     make = embedder(model.encoder, dense=model.dense, made=model.embedding_, weights=weights, device=device)
     return make.tiles(wsi, step_um)
-
-
-def write_h5ad(predicted: AnnData, path: str | Path) -> None:
-    """Write a prediction, whole or not at all."""
-    with atomic_path(path) as temporary:
-        predicted.write_h5ad(temporary)

@@ -10,8 +10,9 @@ import numpy as np
 
 from histoflow import bench, datasets, io, models, pl
 from histoflow._errors import OptionError
+from histoflow._files import write_h5ad
 from histoflow._keys import SPATIAL_UM, facts
-from histoflow.workflow.cohorts import predict_slide, write_h5ad
+from histoflow.workflow.cohorts import predict_slide
 from histoflow.workflow.evaluation import LEVEL, N_SHOWN, evaluate, slide_thumbnail
 from histoflow.workflow.reports import report
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory, mkstemp
+from tempfile import mkstemp
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from anndata.io import write_elem
 from numpy.typing import NDArray
 
 from histoflow import models
-from histoflow._errors import MissingDependencyError, OutputError
-from histoflow._files import atomic_path, let_go
+from histoflow._errors import MissingDependencyError
+from histoflow._files import atomic_path, let_go, scratch_folder
 
 _CHUNK_ROWS, _CHUNK = 1 << 14, 1 << 19
 """Rows in a chunk, at most, and numbers: two megabytes."""
@@ -55,19 +55,13 @@ def stream_zarr(
     OutputError
         If it cannot be written.
     """
-    with atomic_path(out) as temporary:
-        try:
-            with TemporaryDirectory(prefix=f".tmp-{out.name}-", dir=out.parent) as scratch:
-                frame, parts = model.predict_parts(
-                    section, n_samples=n_samples, n_places=n_places, shelf=_Shelves(Path(scratch))
-                )
-                written = _Written(write_zarr(frame, temporary), frame, _Shelves(Path(scratch)))
-                for rows, part in parts:
-                    written.put(rows, part)
-                    let_go(section.obsm[model.slot] if model.slot else None)
-                written.finish()
-        except OSError as err:
-            raise OutputError(f"cannot write {out}: {err.strerror or err}; give it more room") from err
+    with atomic_path(out) as temporary, scratch_folder(out) as scratch:
+        frame, parts = model.predict_parts(section, n_samples=n_samples, n_places=n_places, shelf=_Shelves(scratch))
+        written = _Written(write_zarr(frame, temporary), frame, _Shelves(scratch))
+        for rows, part in parts:
+            written.put(rows, part)
+            let_go(section.obsm[model.slot] if model.slot else None)
+        written.finish()
     return frame.n_obs, frame.n_vars
 
 
@@ -77,6 +71,10 @@ class _Shelf:
     def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         self.path = path
         np.lib.format.open_memmap(path, mode="w+", dtype=np.float32, shape=shape)
+        if hasattr(os, "posix_fallocate"):
+            # Where a disk is full, writing what is mapped would end the process without a word.
+            with path.open("r+b") as handle:
+                os.posix_fallocate(handle.fileno(), 0, path.stat().st_size)
 
     def __getitem__(self, key: Any) -> NDArray[np.float32]:
         return np.array(np.load(self.path, mmap_mode="r", allow_pickle=False)[key])

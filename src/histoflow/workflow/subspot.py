@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from numpy.typing import NDArray
 
 from histoflow import io, models
 from histoflow._errors import EncoderMismatchError, MissingSlotError, NotFittedError, OptionError, PanelMismatchError
-from histoflow._files import atomic_path, cache_folder
+from histoflow._files import atomic_path, cache_folder, scratch_folder, write_h5ad
 from histoflow._keys import SPATIAL, UNS, facts, section_name
 from histoflow._progress import track
 from histoflow.io.superpixels import SPOTS, TISSUE, Canvas, SuperPixels, check_budget, create_superpixels
@@ -24,7 +23,7 @@ from histoflow.pp.encoders.dense import SUPERPIXEL_UM
 from histoflow.pp.expression import panel_log1p
 from histoflow.pp.lattice import WINDOW, Window, n_superpixels_of, spot_um_of
 from histoflow.pp.tiles import slide_facts, tissue_outlines
-from histoflow.workflow.cohorts import superpixel_embedder, write_h5ad
+from histoflow.workflow.cohorts import superpixel_embedder
 from histoflow.workflow.slides import embedded
 
 if TYPE_CHECKING:
@@ -296,10 +295,8 @@ def _in_memory(job: Job) -> AnnData:
     lattice = Lattice.of(job.wsi)
     on_tissue = lattice.inside(tissue_outlines(job.wsi, drawn=True)).sum() * (job.factor / max(FACTORS)) ** 2
     check_budget(int(on_tissue), len(job.chosen))
-    folder = cache_folder(job.make.cache_dir)
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".tmp-superpixels-", dir=folder) as temporary:
-        return write_superpixels(job, Path(temporary) / "superpixels.zarr").anndata()
+    with scratch_folder(cache_folder(job.make.cache_dir) / "superpixels") as temporary:
+        return write_superpixels(job, temporary / "superpixels.zarr").anndata()
 
 
 def write_superpixels(job: Job, out: str | Path) -> SuperPixels:

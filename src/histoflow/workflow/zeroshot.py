@@ -10,10 +10,9 @@ from anndata import AnnData
 
 from histoflow import models
 from histoflow._errors import OptionError
-from histoflow._files import atomic_path
+from histoflow._files import atomic_path, write_h5ad
 from histoflow._progress import track
 from histoflow.pp import Panel
-from histoflow.workflow.cohorts import write_h5ad
 from histoflow.workflow.streaming import stream_zarr, write_zarr
 
 _CHUNK = 1 << 18
