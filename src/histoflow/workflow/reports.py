@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -80,14 +79,22 @@ def _kept_prediction(folder: Path, fold: str, section: str, model: str, seed: in
 
 
 def _prediction(path: Path) -> str:
-    if path.suffix.lower() != ".h5ad" or not path.is_file():
-        raise ReadError(f"{path} is no prediction; give an h5ad of histoflow predict, or the folder of an evaluation")
-    try:
-        predicted = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as err:
-        raise ReadError(f"cannot read {path} ({err}); predict again") from err
+    predicted = read_predicted(path)
     picture, reason = _own_picture(predicted)
     return bench.prediction_page(predicted, picture=picture, no_picture=reason, source=str(path))
+
+
+def read_predicted(path: Path) -> AnnData:
+    """Read a prediction that `histoflow predict` wrote.
+
+    Raises
+    ------
+    ReadError
+        If it is missing, damaged, or no prediction.
+    """
+    if path.suffix.lower() != ".h5ad" or not path.is_file():
+        raise ReadError(f"{path} is no prediction; give an h5ad of histoflow predict, or the folder of an evaluation")
+    return io.read_anndata(path, "prediction")
 
 
 def _own_picture(predicted: AnnData) -> tuple[bench.Picture | None, str]:
