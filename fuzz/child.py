@@ -19,7 +19,7 @@ MOST_SECONDS = 5.0
 MOST_BYTES = 1 << 30
 """Of memory, beyond what the process has before its first input."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_PATHS = {"os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1}
+_PATHS = {"shutil.rmtree": 1, "os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1}
 _FORBIDDEN = (
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class"),
     *("os.startfile", "os.spawn", "webbrowser.open", "urllib.Request"),
@@ -68,7 +68,7 @@ class Guard:
             writes = flags & _WRITING if mode is None else any(letter in str(mode) for letter in "wax+")
             if writes and not isinstance(path, int):
                 self._check(event, path)
-        elif event in _PATHS:
+        elif event in _PATHS and not _is_relative(event, arguments):
             for path in arguments[: _PATHS[event]]:
                 self._check(event, path)
 
@@ -79,6 +79,11 @@ class Guard:
         where = os.path.join(os.path.realpath(os.path.dirname(text) or "."), os.path.basename(text))
         if where != "/dev/null" and not where.startswith(self._allowed):
             self.seen.append(f"{event} {where}"[:300])
+
+
+def _is_relative(event: str, arguments: tuple[Any, ...]) -> bool:
+    """Whether a path is one of an opened folder, as when a tree is removed; the tree itself is looked at then."""
+    return event.startswith("os.") and event != "os.truncate" and isinstance(arguments[-1], int) and arguments[-1] >= 0
 
 
 def limit(seconds: float = MOST_SECONDS, most_bytes: int = MOST_BYTES) -> Callable[[], None]:

@@ -28,7 +28,7 @@ from fuzz.targets import Target
 from histoflow._errors import HistoflowError
 
 SOURCE = str(Path(histoflow.__file__).parent)
-TRACED_ONE_IN = 8
+TRACED_ONE_IN = 16
 """Lines are counted in one of so many inputs, for that is slow; where an error comes from is looked at in all."""
 MOST_KEPT = 400
 _SILENT_S = 60.0

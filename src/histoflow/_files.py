@@ -125,7 +125,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except OSError as err:
         raise ReadError(f"cannot read {path}: {err.strerror or err}") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ReadError(f"{path} is not valid JSON ({err}); it may be truncated: restore or remake it") from err
 
 

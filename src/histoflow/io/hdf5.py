@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import anndata
 import h5py
+import scipy.sparse as sp
 from anndata import AnnData
 from anndata._io.specs.registry import IORegistryError
 
@@ -22,6 +24,7 @@ READING_ERRORS = (
 """What libraries raise on a file that is damaged, or is another one than it seems."""
 
 _SMALL_BYTES = 1 << 26
+_MOST_ATTRIBUTE = 1 << 26
 _MOST_PACKED = 1100
 """Deflate makes no file smaller than a part in 1032; what claims more than that was never written."""
 
@@ -52,18 +55,33 @@ def _check_links(file: h5py.File) -> None:
 
 def _check_sizes(file: h5py.File, file_bytes: int) -> None:
     most = max(_SMALL_BYTES, _MOST_PACKED * file_bytes)
-    names: list[str] = []
+    names = ["/"]
     file.visit(names.append)
     for name in names:
         thing = file[name]
+        for key in thing.attrs:
+            attribute = thing.attrs.get_id(key)
+            _check_size(f"attribute {key} of {name}", attribute.shape, attribute.dtype.itemsize, _MOST_ATTRIBUTE)
         if not isinstance(thing, h5py.Dataset) or not thing.shape:
             continue
         if thing.external or thing.is_virtual:
             raise ReadError(f"the values of {name} lie in another file, which is not opened")
-        if (claimed := thing.size * thing.dtype.itemsize) > most:
-            raise ReadError(
-                f"{name} claims shape {thing.shape}, {claimed / 2**30:.3g} GiB, in a file of {file_bytes} bytes"
-            )
+        _check_size(name, thing.shape, thing.dtype.itemsize, most)
+
+
+def _check_size(name: str, shape: tuple[int, ...] | None, itemsize: int, most: int) -> None:
+    claimed = math.prod(shape or ()) * itemsize
+    if claimed > most:
+        raise ReadError(f"{name} claims shape {shape}, {claimed / 2**30:.3g} GiB, which this file cannot hold")
+
+
+def _checked(table: AnnData) -> AnnData:
+    """The table itself, once its sparse matrices point to rows and columns that are there: scipy does not look."""
+    raw = None if table.raw is None else table.raw.X
+    for matrix in (table.X, *table.layers.values(), *table.obsm.values(), *table.obsp.values(), raw):
+        if sp.issparse(matrix) and hasattr(matrix, "check_format"):
+            matrix.check_format(full_check=True)
+    return table
 
 
 def read_anndata(path: str | Path, what: str) -> AnnData:
@@ -85,6 +103,6 @@ def read_anndata(path: str | Path, what: str) -> AnnData:
     try:
         with opened_hdf5(path):
             pass
-        return anndata.read_h5ad(path)
+        return _checked(anndata.read_h5ad(path))
     except READING_ERRORS as err:
         raise ReadError(f"{path} is not a whole h5ad file ({err}); it may be truncated: fetch or make it anew") from err

@@ -350,7 +350,7 @@ def _value(column: str, cell: str, folder: Path, where: str) -> Any:
     """A cell in the type of its column."""
     if column in _PATHS:
         # Not resolve(): a link keeps its own name, whose ending tells the format.
-        return Path(os.path.abspath(folder / Path(cell).expanduser()))
+        return Path(os.path.abspath(folder / os.path.expanduser(cell)))
     if column not in _NUMBERS:
         return cell
     convert, wanted = _NUMBERS[column]
@@ -387,6 +387,6 @@ def _check_unique(rows: Sequence[Row], name: str) -> None:
 
 def _check_files(rows: Sequence[Row], path: Path) -> None:
     named = [(row.section, column, getattr(row, column)) for row in rows for column in _PATHS]
-    missing = [f"{section} {column} {file}" for section, column, file in named if file and not file.exists()]
+    missing = [f"{section} {column} {file}" for section, column, file in named if file and not os.path.exists(file)]
     if missing:
         raise ManifestError(f"manifest {path} names files that do not exist: {'; '.join(missing)}")

@@ -173,11 +173,12 @@ def stated_scale(scalefactors: Mapping[str, Any], source: str) -> Scale | None:
     stated = scalefactors.get("microns_per_pixel")
     if stated is None:
         return None
-    scale = Scale(float(stated), float(stated), "scalefactors")
-    if not is_plausible(scale):
+    is_number = isinstance(stated, int | float | np.number) and 0 < stated < math.inf
+    scale = Scale(float(stated), float(stated), "scalefactors") if is_number else None
+    if scale is None or not is_plausible(scale):
         low, high = _PLAUSIBLE_UM
         raise ResolutionError(
-            f"{source}: microns_per_pixel is {stated}, which is no scale of a slide (wanted {low} to {high:g}); "
+            f"{source}: microns_per_pixel is {str(stated)[:40]}, which is no scale of a slide (wanted {low} to {high:g}); "
             "correct the scale factors"
         )
     return scale

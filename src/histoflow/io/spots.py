@@ -16,6 +16,7 @@ from histoflow._errors import CountsError, MissingSlotError, OptionError, ReadEr
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, UNS, facts
 from histoflow.io.arrays import check_counts, is_counts, read_counts_table, table_separator, unique_names
 from histoflow.io.frames import FULLRES, Frames
+from histoflow.io.hdf5 import READING_ERRORS
 from histoflow.io.images import existing_file, slide_id
 from histoflow.io.scale import (
     ST_PITCH_UM,
@@ -124,7 +125,7 @@ def _read_selection(path: Path) -> pd.DataFrame:
                 SELECTED: table[SELECTED].astype(float) == 1 if SELECTED in table else True,
             }
         )
-    except (OSError, KeyError, ValueError) as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{path} is not a spot table ({err}); it needs columns x, y, {PIXEL_X}, {PIXEL_Y} of numbers"
         ) from err

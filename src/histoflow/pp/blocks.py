@@ -107,7 +107,10 @@ def _load(path: Path, shape: tuple[int, int]) -> Floats | None:
     body, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
         return None
-    stored: Floats = np.load(io.BytesIO(body), allow_pickle=False)
+    try:
+        stored: Floats = np.load(io.BytesIO(body), allow_pickle=False)
+    except (ValueError, EOFError, OSError):  # objects, which would be unpickled, are no features
+        return None
     return stored if stored.shape == shape and stored.dtype == np.float32 else None
 
 
