@@ -18,7 +18,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from histoflow._errors import CountsError, GeneNamesWarning, ReadError
-from histoflow.io.hdf5 import READING_ERRORS, opened_hdf5
+from histoflow.io.hdf5 import READING_ERRORS, check_sparse, opened_hdf5
 from histoflow.io.images import existing_file
 
 GENE_EXPRESSION = "Gene Expression"
@@ -171,7 +171,7 @@ def _from_10x(file: h5py.File, source: str) -> AnnData:
     genes = pd.DataFrame({c: _text(features[key]) for c, key in columns.items() if key in features}, index=_text(names))
     shape = _checked_shape(group, len(names))
     matrix = sp.csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape=shape)
-    matrix.check_format(full_check=True)
+    check_sparse(matrix)
     return _expression_table(matrix, _text(group["barcodes"]), genes, source)
 
 

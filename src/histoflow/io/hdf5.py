@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import mmap
+import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import anndata
 import h5py
@@ -25,6 +28,8 @@ READING_ERRORS = (
 
 _SMALL_BYTES = 1 << 26
 _MOST_ATTRIBUTE = 1 << 26
+_MOST_SCANNED = 1 << 32
+_HEAP = b"GCOL\x01\0\0\0"
 _MOST_PACKED = 1100
 """Deflate makes no file smaller than a part in 1032; what claims more than that was never written."""
 
@@ -41,6 +46,7 @@ def opened_hdf5(path: Path) -> Iterator[h5py.File]:
     with h5py.File(path, "r") as file:
         _check_links(file)
         _check_sizes(file, path.stat().st_size)
+        _check_heaps(path)
         yield file
 
 
@@ -69,6 +75,34 @@ def _check_sizes(file: h5py.File, file_bytes: int) -> None:
         _check_size(name, thing.shape, thing.dtype.itemsize, most)
 
 
+def _check_heaps(path: Path) -> None:
+    """Refuse texts whose sizes do not fit their heap: the library walks on for ever where one says 0.
+
+    A global heap collection after the HDF5 file format, III.E: ``GCOL``, version 1, its size, and objects of index,
+    count, size and data up to a multiple of 8 bytes; index 0 is what is left.
+    """
+    if not 0 < path.stat().st_size <= _MOST_SCANNED:
+        return
+    with path.open("rb") as handle, mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ) as held:
+        here = held.find(_HEAP)
+        while here >= 0:
+            _check_heap(held, here)
+            here = held.find(_HEAP, here + 1)
+
+
+def _check_heap(held: mmap.mmap, start: int) -> None:
+    if start + 16 > len(held):
+        return
+    end = start + int(struct.unpack_from("<Q", held, start + 8)[0])
+    here = start + 16
+    while here + 16 <= min(end, len(held)):
+        index, _, size = struct.unpack_from("<HH4xQ", held, here)
+        step = size if index == 0 else 16 + (size + 7) // 8 * 8
+        if step < 16 or here + step > end or (index == 0 and here + step != end):
+            raise ReadError(f"a text at byte {here} has a size of {size}, which its heap cannot hold")
+        here += step
+
+
 def _check_size(name: str, shape: tuple[int, ...] | None, itemsize: int, most: int) -> None:
     claimed = math.prod(shape or ()) * itemsize
     if claimed > most:
@@ -79,9 +113,23 @@ def _checked(table: AnnData) -> AnnData:
     """The table itself, once its sparse matrices point to rows and columns that are there: scipy does not look."""
     raw = None if table.raw is None else table.raw.X
     for matrix in (table.X, *table.layers.values(), *table.obsm.values(), *table.obsp.values(), raw):
-        if sp.issparse(matrix) and hasattr(matrix, "check_format"):
-            matrix.check_format(full_check=True)
+        if sp.issparse(matrix) and hasattr(matrix, "indptr"):
+            check_sparse(matrix)
     return table
+
+
+def check_sparse(matrix: Any) -> None:
+    """Refuse a compressed matrix whose pointers lead elsewhere; scipy would follow them out of its memory.
+
+    Raises
+    ------
+    ValueError
+        The reader that called adds the file.
+    """
+    matrix.check_format(full_check=True)
+    pointers = matrix.indptr
+    if (pointers[1:] < pointers[:-1]).any():  # scipy does not see it where they are unsigned, or the last one is 0
+        raise ValueError("index pointers decrease")
 
 
 def read_anndata(path: str | Path, what: str) -> AnnData:
