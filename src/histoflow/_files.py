@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from histoflow._errors import MissingDependencyError, OutputError, ReadError
 
@@ -49,6 +50,12 @@ def file_hash(path: str | Path) -> str:
 def value_hash(value: Any) -> str:
     """SHA-256 of a JSON-able value, independent of the order of keys, as 64 hex digits."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def file_name(name: str) -> str:
+    """The name of a file for an id, which may hold a slash, or lead out of the folder."""
+    quoted = quote(name, safe=" ()[]+,=@&#")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 @contextmanager

@@ -44,6 +44,8 @@ def read_polygons(path: str | Path) -> Any:
         raise ReadError(f"{path} holds a polygon that is none ({err}); export it anew") from err
     if union.is_empty or not np.isfinite(union.bounds).all():
         raise ReadError(f"{path} holds no polygon; draw the regions as closed shapes and export them as GeoJSON")
+    if not union.is_valid:
+        raise ReadError(f"{path} holds a polygon that no area can be told of; export it anew")
     return union
 
 
