@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test install lint bench docs api licences dist clean
+.PHONY: demo test install lint bench fuzz docs api licences dist clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,12 +23,16 @@ test: $(VENV)/.stamp-dev
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
-	$(BIN)/ruff check src tests benchmarks docs
-	$(BIN)/ruff format --check src tests benchmarks docs
+	$(BIN)/ruff check src tests benchmarks docs fuzz
+	$(BIN)/ruff format --check src tests benchmarks docs fuzz
 	$(BIN)/mypy
 
 bench: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest benchmarks
+
+# A million inputs in all, at least 20,000 of every reader; findings are kept in fuzz-findings/.
+fuzz: $(VENV)/.stamp-dev
+	$(BIN)/python -m fuzz --total --inputs 1000000 $(FUZZ_ARGS)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

@@ -86,16 +86,20 @@ def _is_relative(event: str, arguments: tuple[Any, ...]) -> bool:
     return event.startswith("os.") and event != "os.truncate" and isinstance(arguments[-1], int) and arguments[-1] >= 0
 
 
-def limit(seconds: float = MOST_SECONDS, most_bytes: int = MOST_BYTES) -> Callable[[], None]:
-    """Bound the memory of this process from here on; what is returned starts the time of an input anew."""
+def quiet() -> None:
+    """Say no warnings: they are not what is looked for, and are many."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+
+
+def limit() -> Callable[[], None]:
+    """Bound the memory of this process from here on; what is returned starts the time of an input anew."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + most_bytes, used + most_bytes))
+    resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in whatever library it is
 
     def start() -> None:
-        signal.setitimer(signal.ITIMER_PROF, seconds)
+        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
 
     return start

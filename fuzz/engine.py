@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import histoflow
-from fuzz.child import Guard, Progress, limit
+from fuzz.child import Guard, Progress, limit, quiet
 from fuzz.mutate import Case, mutate
 from fuzz.targets import Target
 from histoflow._errors import HistoflowError
@@ -113,7 +114,9 @@ def _run_child(
     list(target.seeds())  # made once, here: children share them
     progress, (reader, writer) = Progress(), os.pipe()
     progress.set(span[0])
-    child = os.fork()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # newer Pythons warn of threads, which are idle here
+        child = os.fork()
     if not child:
         os.close(reader)
         code = 1
@@ -239,6 +242,7 @@ def _explore(target: Target, span: tuple[int, int, int], folder: Path, progress:
     target_tmp = folder / "tmp"
     target_tmp.mkdir(exist_ok=True)
     tempfile.tempdir = str(target_tmp)
+    quiet()
     with contextlib.suppress(Exception):  # imports are not of any input, nor is their memory
         write_case(seeds[0], folder / "case")
         target.read(folder / "case")

@@ -38,4 +38,8 @@ def write_csv(path: str | Path, table: pd.DataFrame) -> None:
 
 
 def _as_text(value: Any) -> Any:
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    """A text that a spreadsheet takes for one; a carriage return, which the csv module does not quote, ends no row."""
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if value.startswith(_FORMULA) else text
