@@ -10,7 +10,6 @@ import signal
 import struct
 import sys
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -86,20 +85,20 @@ def _is_relative(event: str, arguments: tuple[Any, ...]) -> bool:
     return event.startswith("os.") and event != "os.truncate" and isinstance(arguments[-1], int) and arguments[-1] >= 0
 
 
-def quiet() -> None:
-    """Say no warnings: they are not what is looked for, and are many."""
+def prepare() -> None:
+    """Say no warnings, which are not what is looked for; let the clock end the process."""
     warnings.simplefilter("ignore")
     logging.disable(logging.CRITICAL)
+    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in whatever library it is
 
 
-def limit() -> Callable[[], None]:
-    """Bound the memory of this process from here on; what is returned starts the time of an input anew."""
+def limit() -> None:
+    """Bound the memory of this process from here on."""
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MOST_BYTES, used + MOST_BYTES))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    signal.signal(signal.SIGPROF, signal.SIG_DFL)  # ends the process, in whatever library it is
 
-    def start() -> None:
-        signal.setitimer(signal.ITIMER_PROF, MOST_SECONDS)
 
-    return start
+def start_clock(parts: float = 1.0) -> None:
+    """Begin the time of an input, or of so many."""
+    signal.setitimer(signal.ITIMER_PROF, parts * MOST_SECONDS)

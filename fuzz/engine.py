@@ -23,7 +23,7 @@ from types import FrameType, TracebackType
 from typing import Any
 
 import histoflow
-from fuzz.child import Guard, Progress, limit, quiet
+from fuzz.child import Guard, Progress, limit, prepare, start_clock
 from fuzz.mutate import Case, mutate
 from fuzz.targets import Target
 from histoflow._errors import HistoflowError
@@ -242,18 +242,19 @@ def _explore(target: Target, span: tuple[int, int, int], folder: Path, progress:
     target_tmp = folder / "tmp"
     target_tmp.mkdir(exist_ok=True)
     tempfile.tempdir = str(target_tmp)
-    quiet()
+    prepare()
+    start_clock(12)
     with contextlib.suppress(Exception):  # imports are not of any input, nor is their memory
         write_case(seeds[0], folder / "case")
         target.read(folder / "case")
-    begin = limit()
+    limit()
     for number in range(start, stop):
         progress.set(number)
         rng = random.Random(f"{target.name} {seed} {number}")
         base = seeds[number] if number < len(seeds) else rng.choice(seeds if rng.random() < 0.4 else corpus)
         case = base if number < len(seeds) else target.repair(mutate(base, rng, seeds))
         write_case(case, folder / "case")
-        begin()
+        start_clock()
         is_new = _read_one(target, case, folder / "case", tally, guard, traced=number % TRACED_ONE_IN == 0)
         if is_new and sum(map(len, case.values())) < 1 << 18:
             tally.kept += 1

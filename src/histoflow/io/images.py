@@ -32,7 +32,7 @@ _MOST_PACKED = 1100
 """Pixels in a byte of the file; deflate makes nothing smaller than a part in 1032, and no picture of tissue by far."""
 _DECODING_ERRORS = (
     *(OSError, RuntimeError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError),
-    *(EOFError, struct.error, zlib.error),
+    *(EOFError, AssertionError, struct.error, zlib.error),
 )
 
 
