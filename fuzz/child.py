@@ -18,7 +18,16 @@ MOST_SECONDS = 5.0
 MOST_BYTES = 1 << 30
 """Of memory, beyond what the process has before its first input."""
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
-_PATHS = {"shutil.rmtree": 1, "os.rename": 2, "os.remove": 1, "os.mkdir": 1, "os.rmdir": 1, "os.link": 2, "os.symlink": 2, "os.truncate": 1}
+_PATHS = {
+    "shutil.rmtree": 1,
+    "os.rename": 2,
+    "os.remove": 1,
+    "os.mkdir": 1,
+    "os.rmdir": 1,
+    "os.link": 2,
+    "os.symlink": 2,
+    "os.truncate": 1,
+}
 _FORBIDDEN = (
     *("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.fork", "socket.connect", "pickle.find_class"),
     *("os.startfile", "os.spawn", "webbrowser.open", "urllib.Request"),

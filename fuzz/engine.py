@@ -96,7 +96,7 @@ def search(target: Target, n_inputs: int, *, seed: int = 0, keep: Path | None = 
 @contextlib.contextmanager
 def _scratch() -> Iterator[Path]:
     """A folder in memory, where there is one; in it the input at hand, and a cache."""
-    memory = Path("/dev/shm")  # noqa: S108  files are small and many
+    memory = Path("/dev/shm")
     before = os.environ.get("HISTOFLOW_CACHE")
     with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as made:
         os.environ["HISTOFLOW_CACHE"] = str(Path(made) / "cache")
@@ -107,9 +107,7 @@ def _scratch() -> Iterator[Path]:
             os.environ.update({} if before is None else {"HISTOFLOW_CACHE": before})
 
 
-def _run_child(
-    target: Target, span: tuple[int, int, int], folder: Path, result: Result, keep: Path | None
-) -> int:
+def _run_child(target: Target, span: tuple[int, int, int], folder: Path, result: Result, keep: Path | None) -> int:
     """Run one child until it is done or dies; return the number of the next input."""
     list(target.seeds())  # made once, here: children share them
     progress, (reader, writer) = Progress(), os.pipe()

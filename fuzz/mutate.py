@@ -286,8 +286,6 @@ def mutate_lines(data: bytes, rng: random.Random) -> bytes:
     return b"\n".join(lines)
 
 
-
-
 _MUTATORS: tuple[tuple[tuple[str, ...], Callable[[bytes, random.Random], bytes]], ...] = (
     ((".tar.gz", ".tgz"), mutate_tar),
     ((".mtx.gz", ".tsv.gz", ".csv.gz"), mutate_gzipped_table),

@@ -55,7 +55,10 @@ def mutate_zip(data: bytes, rng: random.Random) -> bytes:
     elif what == 1:
         members.append((rng.choice((name, rng.choice(_NAMES))), held))
     elif what == 2:
-        members[place] = (name.rpartition("/")[0] + "/" + rng.choice(("data.pkl", "version", "data/0", "code/a.py", "x")), held)
+        members[place] = (
+            name.rpartition("/")[0] + "/" + rng.choice(("data.pkl", "version", "data/0", "code/a.py", "x")),
+            held,
+        )
     elif what == 3 and any(n.endswith("data.pkl") for n, _ in members):
         members = [(n, rng.choice(_PICKLES) if n.endswith("data.pkl") else h) for n, h in members]
     else:

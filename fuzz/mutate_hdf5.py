@@ -94,7 +94,14 @@ def _shape(file: h5py.File, name: str, rng: random.Random) -> None:
     values = _array(file, name)
     if values is not None and values.ndim:
         short = values[: rng.randrange(len(values) + 1)] if len(values) else values
-        shaped = (short, values[None], values.T, values.reshape(-1), values[..., None], np.concatenate([values, values]))
+        shaped = (
+            short,
+            values[None],
+            values.T,
+            values.reshape(-1),
+            values[..., None],
+            np.concatenate([values, values]),
+        )
         _replace(file, name, rng.choice((*shaped, values.reshape(-1)[0] if values.size else 0)))
 
 

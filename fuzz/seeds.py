@@ -169,7 +169,9 @@ def visium_hd() -> tuple[Case, ...]:
 def st_tables() -> tuple[Case, ...]:
     """Legacy ST: counts, spots, slide."""
     index = np.stack(np.meshgrid(np.arange(1, 5), np.arange(1, 4)), axis=-1).reshape(-1, 2)
-    table = pd.DataFrame({"x": index[:, 0], "y": index[:, 1], "pixel_x": index[:, 0] * 12.5, "pixel_y": index[:, 1] * 12.5})
+    table = pd.DataFrame(
+        {"x": index[:, 0], "y": index[:, 1], "pixel_x": index[:, 0] * 12.5, "pixel_y": index[:, 1] * 12.5}
+    )
     values = pd.DataFrame(counts(len(index)), index=[f"{x}x{y}" for x, y in index], columns=list("ABCD"))
     text = values.to_csv(sep="\t").encode()
     selected = table.assign(selected=[1] * (len(index) - 1) + [0]).to_csv(sep="\t", index=False).encode()
@@ -255,7 +257,8 @@ def _features(path: Path, layout: str) -> None:
 def features() -> tuple[Case, ...]:
     """Patch features of HEST, TRIDENT and CLAM, one with counts."""
     made = {
-        layout: bytes_of(lambda path, chosen=layout: _features(path, chosen), "f.h5") for layout in ("hest", "trident", "clam")
+        layout: bytes_of(lambda path, chosen=layout: _features(path, chosen), "f.h5")
+        for layout in ("hest", "trident", "clam")
     }
     table = bare_table()
     table.obsm["spatial"] = table.obsm["spatial"] * 10 + 56
@@ -384,7 +387,12 @@ def geojsons() -> tuple[Case, ...]:
     many = {"type": "MultiPolygon", "coordinates": [[ring], [[[20, 20], [30, 20], [30, 30], [20, 20]]]]}
     feature = {"type": "Feature", "id": "1", "geometry": polygon, "properties": {"objectType": "annotation"}}
     both = {"type": "GeometryCollection", "geometries": [polygon, {"type": "Point", "coordinates": [1, 1]}]}
-    values = ({"type": "FeatureCollection", "features": [feature, feature | {"geometry": many}]}, [feature], polygon, both)
+    values = (
+        {"type": "FeatureCollection", "features": [feature, feature | {"geometry": many}]},
+        [feature],
+        polygon,
+        both,
+    )
     return tuple({"regions.geojson": json.dumps(value).encode()} for value in values)
 
 
@@ -405,7 +413,12 @@ def pictures() -> tuple[Case, ...]:
     """Slides in every plain format, and a TIFF."""
     plain = {"slide.png": picture(), "slide.jpg": picture("jpeg"), "slide.bmp": picture("bmp")}
     modes = [{"slide.png": picture("png", mode=mode)} for mode in ("L", "RGBA", "P", "1", "I;16")]
-    return (*({name: held} for name, held in plain.items()), *modes, {"slide.tif": tiff()}, {"slide.tif": picture("tiff")})
+    return (
+        *({name: held} for name, held in plain.items()),
+        *modes,
+        {"slide.tif": tiff()},
+        {"slide.tif": picture("tiff")},
+    )
 
 
 @cache
@@ -435,5 +448,3 @@ def prediction() -> AnnData:
 def predictions() -> tuple[Case, ...]:
     """Predictions as files."""
     return ({"predicted.h5ad": h5ad_of(prediction())},)
-
-

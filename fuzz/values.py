@@ -13,4 +13,15 @@ TEXTS = (
 SIZES = (0, 1, 2, 255, 65535, 1 << 20, 1_000_000_000, (1 << 31) - 1, 1 << 32, (1 << 63) - 1)
 FLOATS = (0.0, -1.0, 1e-320, 1e308, -1e308, float("nan"), float("inf"), -float("inf"), 0.5, 1e9, 3.4e38)
 """JSON in Python has NaN and infinity too."""
-BYTES = (b"\0", b"\xff", b"\x80", b"\xff\xfe", b"\xef\xbb\xbf", b"\r", b"\n", b"\x1f\x8b", b"PK\x03\x04", b"\x89HDF\r\n\x1a\n")
+BYTES = (
+    b"\0",
+    b"\xff",
+    b"\x80",
+    b"\xff\xfe",
+    b"\xef\xbb\xbf",
+    b"\r",
+    b"\n",
+    b"\x1f\x8b",
+    b"PK\x03\x04",
+    b"\x89HDF\r\n\x1a\n",
+)

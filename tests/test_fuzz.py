@@ -16,9 +16,22 @@ from fuzz.targets import TARGETS, Target
 from histoflow._errors import ReadError
 
 INPUTS = {
-    **{"genes": 4500, "vocabulary": 4500, "geojson": 3000, "manifest": 3000, "safetensors": 2200},
-    **{"archive": 600, "pth": 600, "model": 400, "picture": 400, "protocol": 300},
-    **{"visium": 120, "st": 160, "features": 80, "h5ad": 50, "hest_bench": 40, "zarr": 50},
+    "genes": 4500,
+    "vocabulary": 4500,
+    "geojson": 3000,
+    "manifest": 3000,
+    "safetensors": 2200,
+    "archive": 600,
+    "pth": 600,
+    "model": 400,
+    "picture": 400,
+    "protocol": 300,
+    "visium": 120,
+    "st": 160,
+    "features": 80,
+    "h5ad": 50,
+    "hest_bench": 40,
+    "zarr": 50,
 }
 TOTAL = 20_000
 

@@ -106,7 +106,11 @@ def test_a_category_is_text_too_and_the_table_is_not_changed(tmp_path):
 def test_nothing_else_writes_tables_of_names_that_users_bring():
     own = {"workflow/tables.py"}
     invented = {"datasets/formats.py", "datasets/planted.py"}  # of the toy, whose names we make, in formats of others
-    found = {str(path.relative_to(SRC)) for path in SRC.rglob("*.py") if re.search(r"to_csv\(|csv\.writer|DictWriter", path.read_text())}
+    found = {
+        str(path.relative_to(SRC))
+        for path in SRC.rglob("*.py")
+        if re.search(r"to_csv\(|csv\.writer|DictWriter", path.read_text())
+    }
     assert found == own | invented
 
 

@@ -137,7 +137,9 @@ def test_pickles_in_an_h5ad_are_bytes_and_nothing_more(h5ad, capsys):
     assert "pickled code ran" not in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("pointers", [[0, 1 << 20, 1 << 20, 1 << 20, 12], [0, 9, 3, 6, 12], [0, 5, 5, 5, 0], [1, 3, 6, 9, 12]])
+@pytest.mark.parametrize(
+    "pointers", [[0, 1 << 20, 1 << 20, 1 << 20, 12], [0, 9, 3, 6, 12], [0, 5, 5, 5, 0], [1, 3, 6, 9, 12]]
+)
 def test_sparse_pointers_that_lead_elsewhere_are_refused(h5ad, pointers):
     with h5py.File(h5ad, "r+") as file:
         file["X/indptr"][:] = pointers

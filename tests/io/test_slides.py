@@ -171,10 +171,10 @@ def test_a_scale_in_the_metadata_that_makes_no_sense_is_none(size, tmp_path):
     assert read_scale(open_unscaled(path)) is None
 
 
-def test_resolution_tags_of_another_length_are_no_scale(tmp_path):
+def test_resolution_tags_of_another_length_are_passed_over(tmp_path):
     path = write(tmp_path / "odd.tif", mpp=(0.5, 0.5))
     once, twice = (struct.pack("<HHI", 282, 5, n) for n in (1, 2))
     path.write_bytes(path.read_bytes().replace(once, twice))
     with tifffile.TiffFile(path) as tiff:
         assert len(tiff.pages[0].tags["XResolution"].value) == 4
-    assert read_scale(open_unscaled(path)) is None
+    assert read_scale(open_unscaled(path)).mpp_x == pytest.approx(0.5)  # as the reader tells it

@@ -77,7 +77,9 @@ def test_a_change_with_hashes_that_fit_still_has_to_make_sense(model):
 
 def test_a_newer_format_says_which_version_reads_it(model):
     rewrite(model, format=FORMAT + 1, versions={"histoflow": "3.1.4"})
-    with pytest.raises(ModelFormatError, match=rf"reads format {FORMAT}: histoflow 3\.1\.4 wrote it and reads it; pip ins"):
+    with pytest.raises(
+        ModelFormatError, match=rf"reads format {FORMAT}: histoflow 3\.1\.4 wrote it and reads it; pip ins"
+    ):
         models.load(model)
 
 

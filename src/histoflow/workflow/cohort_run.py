@@ -12,6 +12,7 @@ import pandas as pd
 
 from histoflow import bench, io
 from histoflow._errors import OptionError
+from histoflow._files import file_name
 from histoflow.cohort import Outcome, Pool, Where
 from histoflow.workflow.cohort_options import EMBED, EVALUATE, PREDICT, Asked, asked_for
 from histoflow.workflow.cohort_tasks import chosen_models, forget, jobs_of, perform, scales_of
