@@ -40,9 +40,7 @@ def main() -> int:
     if asked.engine == "atheris":
         from fuzz.atheris_engine import search  # type: ignore[no-redef]
     parts = sum(TARGETS[name].share for name in names)
-    print(
-        f"{'reader':12s} {'inputs':>9s} {'read':>8s} {'refused':>9s} {'findings':>8s} {'kept':>5s} {'lines':>5s} {'1/s':>6s}"
-    )
+    print(f"{'reader':12s} {'inputs':>9s} {'read':>8s} {'refused':>9s} {'findings':>8s}  kept lines    1/s")
     results = []
     for name in names:
         n_inputs = round(asked.inputs * TARGETS[name].share / parts) if asked.total else asked.inputs

@@ -1,4 +1,4 @@
-"""Mutators: one for each format, each keeping the format most of the time so that what lies behind the parser is met."""
+"""Mutators: one for each format, which mostly keep it, so that what lies behind the parser is met too."""
 
 from __future__ import annotations
 

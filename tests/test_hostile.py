@@ -183,7 +183,7 @@ def test_a_path_that_cannot_be_one_is_refused(path):
 
 def test_a_manifest_with_paths_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "c.csv").write_text(f"section,kind,slide\nS1,slide,{'x' * 5000}\nS2,slide,~nobody-of-this-name/y.tif\n")
-    with pytest.raises(ValueError, match="names files that do not exist: S1 slide .*; S2 slide "):
+    with pytest.raises(ValueError, match=r"names files that do not exist: S1 slide .*; S2 slide "):
         io.read_cohort(tmp_path / "c.csv")
 
 

@@ -11,7 +11,7 @@ import scipy.sparse as sp
 from anndata import AnnData
 from tests.io.conftest import write_h5
 
-from histoflow._errors import ReadError
+from histoflow._errors import ReadError, ShapeError
 from histoflow.io import Cohort, read_anndata, read_features
 from histoflow.io.arrays import read_10x_h5, read_10x_mtx
 from histoflow.io.hdf5 import check_sparse, opened_hdf5
@@ -80,6 +80,16 @@ def test_features_of_a_billion_patches_that_are_not_there_are_refused(tmp_path, 
         file["features"], file["coords"] = np.ones((2, 3), np.float32), np.ones((2, 2))
     claim(tmp_path / "f.h5", name, shape)
     with pytest.raises(ReadError, match=f"{name} claims shape"):
+        read_features(tmp_path / "f.h5", encoder="uni", mpp=0.5, patch_um=112.0)
+
+
+@pytest.mark.parametrize("name", ["coords", "features"])
+def test_features_that_are_a_reference_are_refused(tmp_path, name):
+    with h5py.File(tmp_path / "f.h5", "w") as file:
+        file["features"], file["coords"] = np.ones((2, 3), np.float32), np.ones((2, 2))
+        del file[name]
+        file.create_dataset(name, shape=(), dtype=h5py.ref_dtype)
+    with pytest.raises(ShapeError, match=f"{name} have shape"):
         read_features(tmp_path / "f.h5", encoder="uni", mpp=0.5, patch_um=112.0)
 
 

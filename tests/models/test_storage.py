@@ -1,4 +1,4 @@
-"""Saved models: checked by hash before anything is made of them; of other formats the version is told that reads them."""
+"""Saved models: checked by hash before anything is made of them; which version reads another format is told."""
 
 import json
 import shutil
@@ -64,7 +64,7 @@ def test_a_description_that_was_changed_is_refused(model, change):
 @pytest.mark.parametrize("hashes", [None, [], {}, {WEIGHTS: "0"}])
 def test_a_description_without_hashes_is_refused(model, hashes):
     rewrite(model, **{HASHES: hashes})
-    with pytest.raises(ModelFormatError, match="SHA-256 differs|has no sha256"):
+    with pytest.raises(ModelFormatError, match=r"SHA-256 differs|has no sha256"):
         models.load(model)
 
 

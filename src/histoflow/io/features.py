@@ -216,7 +216,7 @@ def _read(path: str | Path) -> _Patches:
             f"{path} holds {held}, but no {' and no '.join(sorted(missing))}; give a file with the features of its "
             "patches (embeddings or features) and their coords, not one of images or of places alone"
         )
-    if not arrays["coords"].size or not arrays["features"].size:
+    if not np.size(arrays["coords"]) or not np.size(arrays["features"]):
         raise ReadError(f"{path} holds no patch, as where no tissue was found; check the segmentation of its slide")
     corners = _numbers(arrays["coords"], path, "coords", "(n_patches, 2)").astype(np.float64)
     patches = _Patches(
@@ -353,10 +353,7 @@ def _recorded_side_px(patches: _Patches) -> float | None:
 
 def _read_counts(counts: AnnData | str | Path, name: str) -> AnnData:
     """Raw counts, float32 in sparse rows, under unique gene names; a new object."""
-    if isinstance(counts, AnnData):
-        table = counts
-    else:
-        table = read_anndata(counts, "AnnData")
+    table = counts if isinstance(counts, AnnData) else read_anndata(counts, "AnnData")
     if not table.n_obs or not table.n_vars or table.X is None:
         raise ReadError(
             f"counts of section {name}: {table.n_obs} spots, {table.n_vars} genes; there is nothing to read"

@@ -257,6 +257,6 @@ def _check_pixels(path: Path, width: int, height: int) -> None:
     pixels, most = width * height, max(_FEW_PIXELS, _MOST_PACKED * path.stat().st_size)
     if not 0 < pixels <= min(most, _MOST_PIXELS):
         raise ReadError(
-            f"image {path} of {path.stat().st_size} bytes claims {width} x {height} pixels; it is damaged, or too large "
-            "to convert"
+            f"image {path} of {path.stat().st_size} bytes claims {width} x {height} pixels; it is damaged, or too "
+            "large to convert"
         )

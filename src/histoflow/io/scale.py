@@ -179,8 +179,8 @@ def stated_scale(scalefactors: Mapping[str, Any], source: str) -> Scale | None:
     if scale is None or not is_plausible(scale):
         low, high = _PLAUSIBLE_UM
         raise ResolutionError(
-            f"{source}: microns_per_pixel is {str(stated)[:40]}, which is no scale of a slide (wanted {low} to {high:g}); "
-            "correct the scale factors"
+            f"{source}: microns_per_pixel is {str(stated)[:40]}, which is no scale of a slide (wanted {low} to "
+            f"{high:g}); correct the scale factors"
         )
     return scale
 
