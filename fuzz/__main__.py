@@ -38,7 +38,10 @@ def main() -> int:
         TARGETS[names[0]].read(asked.replay)
         return 0
     if asked.engine == "atheris":
-        from fuzz.atheris_engine import search  # type: ignore[no-redef]
+        from fuzz import atheris_engine
+
+        ended = [atheris_engine.run(name, asked.inputs, asked.seed, asked.keep) for name in names]
+        return int(any(ended))
     parts = sum(TARGETS[name].share for name in names)
     print(f"{'reader':12s} {'inputs':>9s} {'read':>8s} {'refused':>9s} {'findings':>8s}  kept lines    1/s")
     results = []

@@ -139,14 +139,15 @@ def _listen(reader: int, child: int, progress: Progress, result: Result, keep: P
             if select.select([lines], [], [], 1.0)[0]:
                 if not (line := lines.readline()):
                     return
-                _take_up(json.loads(line), result, keep)
+                take_up(json.loads(line), result, keep)
             if progress.get() != seen:
                 seen, since = progress.get(), time.monotonic()
             elif time.monotonic() - since > _SILENT_S:
                 os.kill(child, signal.SIGKILL)
 
 
-def _take_up(told: dict[str, Any], result: Result, keep: Path | None) -> None:
+def take_up(told: dict[str, Any], result: Result, keep: Path | None) -> None:
+    """Add what a child told to a result, and keep its findings."""
     for name in ("inputs", "read", "refused", "kept"):
         setattr(result, name, getattr(result, name) + told[name])
     result.lines = max(result.lines, told["lines"])
@@ -204,7 +205,7 @@ def write_case(case: Case, folder: Path) -> None:
 # in the child
 
 
-class _Tally:
+class Tally:
     """What a child has to tell."""
 
     def __init__(self) -> None:
@@ -222,11 +223,14 @@ class _Tally:
         count, told, files = self.findings.get(where, (0, text, {name: held.hex() for name, held in case.items()}))
         self.findings[where] = (count + 1, told, files)
 
-    def tell(self, writer: int) -> None:
-        """Send what has come since the last time."""
+    def told(self) -> dict[str, Any]:
+        """What has come since the last time, as JSON holds it."""
         names = ("inputs", "read", "refused", "kept", "refusals", "findings")
-        told = {name: getattr(self, name) for name in names} | {"lines": len(self.lines)}
-        text = (json.dumps(told) + "\n").encode()
+        return {name: getattr(self, name) for name in names} | {"lines": len(self.lines)}
+
+    def tell(self, writer: int) -> None:
+        """Send it, and begin anew."""
+        text = (json.dumps(self.told()) + "\n").encode()
         while text:
             text = text[os.write(writer, text) :]
         self._anew()
@@ -235,7 +239,7 @@ class _Tally:
 def _explore(target: Target, span: tuple[int, int, int], folder: Path, progress: Progress, writer: int) -> None:
     start, stop, seed = span
     seeds = list(target.seeds())
-    corpus, tally = list(seeds), _Tally()
+    corpus, tally = list(seeds), Tally()
     guard = Guard(folder)
     target_tmp = folder / "tmp"
     target_tmp.mkdir(exist_ok=True)
@@ -253,7 +257,7 @@ def _explore(target: Target, span: tuple[int, int, int], folder: Path, progress:
         case = base if number < len(seeds) else target.repair(mutate(base, rng, seeds))
         write_case(case, folder / "case")
         start_clock()
-        is_new = _read_one(target, case, folder / "case", tally, guard, traced=number % TRACED_ONE_IN == 0)
+        is_new = read_one(target, case, folder / "case", tally, guard, traced=number % TRACED_ONE_IN == 0)
         if is_new and sum(map(len, case.values())) < 1 << 18:
             tally.kept += 1
             corpus = [*corpus, case][-MOST_KEPT:]
@@ -263,7 +267,7 @@ def _explore(target: Target, span: tuple[int, int, int], folder: Path, progress:
     tally.tell(writer)
 
 
-def _read_one(target: Target, case: Case, folder: Path, tally: _Tally, guard: Guard, *, traced: bool) -> bool:
+def read_one(target: Target, case: Case, folder: Path, tally: Tally, guard: Guard, *, traced: bool) -> bool:
     """Read one input; tell whether it reached a line, or an error at a place, that none before it has."""
     tally.inputs += 1
     lines: set[tuple[str, int]] = set()

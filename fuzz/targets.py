@@ -230,7 +230,7 @@ TARGETS = {
         Target("safetensors", seeds.safetensors_files, _weights, share=4.0),
         Target("zarr", seeds.zarrs, _zarr),
         Target("archive", seeds.archives, _archive),
-        Target("geojson", seeds.geojsons, _geojson, share=8.0),
+        Target("geojson", seeds.geojsons, _geojson, share=7.5),
         Target("genes", seeds.gene_lists, _genes, share=8.0),
         Target("vocabulary", seeds.vocabularies, _vocabulary, share=8.0),
         Target("picture", seeds.pictures, _picture),
