@@ -46,7 +46,7 @@ def run(name: str, n_inputs: int, seed: int, keep: Path) -> int:
 def _search(name: str, n_inputs: int, seed: int, keep: Path) -> None:
     import atheris
 
-    memory = Path("/dev/shm")  # noqa: S108  files are small and many
+    memory = Path("/dev/shm")
     folder = Path(tempfile.mkdtemp(dir=memory if memory.is_dir() else None))
     os.environ["HISTOFLOW_CACHE"] = str(folder / "cache")
     with atheris.instrument_imports(include=["histoflow"]):  # also what the first input makes readers import
