@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
 
-.PHONY: demo test install lint bench faults docs api licences dist clean
+.PHONY: demo test install lint bench faults fuzz docs api licences dist clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -23,8 +23,8 @@ test: $(VENV)/.stamp-dev
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
 lint: $(VENV)/.stamp-dev
-	$(BIN)/ruff check src tests benchmarks faults docs
-	$(BIN)/ruff format --check src tests benchmarks faults docs
+	$(BIN)/ruff check src tests benchmarks faults fuzz docs
+	$(BIN)/ruff format --check src tests benchmarks faults fuzz docs
 	$(BIN)/mypy
 
 # BENCH_ARGS=--quick takes about 20 minutes; a run that was cut is taken up.
@@ -34,6 +34,10 @@ bench: $(VENV)/.stamp-dev
 # Faults at random points of running commands; FAULTS="--seed 12" for the points of an earlier run.
 faults: $(VENV)/.stamp-dev
 	$(BIN)/python -m faults $(FAULTS)
+
+# A million inputs in all, at least 20,000 of every reader; findings are kept in fuzz-findings/.
+fuzz: $(VENV)/.stamp-dev
+	$(BIN)/python -m fuzz --total --inputs 1000000 $(FUZZ_ARGS)
 
 docs: $(VENV)/.stamp-dev
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict

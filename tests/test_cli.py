@@ -21,7 +21,9 @@ from tests.test_workflow import PANEL, tiny_cohort
 
 from histoflow import bench, cli, io, models, workflow
 from histoflow._errors import ManifestError
+from histoflow._files import write_json
 from histoflow.datasets.formats import write_tiff
+from histoflow.models.storage import sealed
 
 make_outs, make_st = files.make_outs, files.make_st
 
@@ -551,7 +553,7 @@ def another_version_of_the_encoder(make):
     shutil.copytree(make.model, older)
     described = json.loads((older / "model.json").read_text())
     described["embedding"] |= {"version": "0", "id": "0" * 12}
-    (older / "model.json").write_text(json.dumps(described))
+    write_json(older / "model.json", sealed(described, described["sha256"]["weights.safetensors"]))
     return ["predict", older, make.manifest, "--section", "P2_B"]
 
 
@@ -561,7 +563,7 @@ def patches_of_another_size(make):
     described = json.loads((older / "model.json").read_text())
     described["embedding"]["patch_px"] = 999
     described["embedding"]["id"] = "0" * 12
-    (older / "model.json").write_text(json.dumps(described))
+    write_json(older / "model.json", sealed(described, described["sha256"]["weights.safetensors"]))
     return ["predict", older, make.manifest, "--section", "P2_B"]
 
 

@@ -19,6 +19,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from histoflow._errors import HistoflowError, MissingDependencyError, OutputError, ReadError
 
@@ -107,6 +108,12 @@ def let_go(array: Any) -> None:
     mapped = getattr(array, "_mmap", None)
     if mapped is not None and array.mode != "c" and hasattr(mmap, "MADV_DONTNEED"):
         mapped.madvise(mmap.MADV_DONTNEED)
+
+
+def file_name(name: str) -> str:
+    """The name of a file for an id, which may hold a slash, or lead out of the folder."""
+    quoted = quote(name, safe=" ()[]+,=@&#")
+    return quoted if quoted.strip(".") else quoted.replace(".", "%2E")
 
 
 @contextmanager
@@ -329,7 +336,7 @@ def read_json(path: str | Path) -> Any:
         return json.loads(Path(path).read_text())
     except OSError as err:
         raise ReadError(f"cannot read {path}: {err.strerror or err}") from err
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ReadError(f"{path} is not valid JSON ({err}); it may be truncated: restore or remake it") from err
 
 

@@ -1,5 +1,7 @@
 """Opened slides: their scale is known or asked for, plain images open like pyramids, sections find theirs again."""
 
+import struct
+
 import numpy as np
 import pytest
 import tifffile
@@ -158,3 +160,21 @@ def test_a_section_without_a_slide_is_told_how_to_get_one(section):
     del section.uns["histoflow"]["slide_id"]
     with pytest.raises(MissingSlotError, match=r"section S has no slide_id .*read it with its slide"):
         open_section_slide(section)
+
+
+@pytest.mark.parametrize("size", ["abc", "", "-1", "nan", "1e400"])
+def test_a_scale_in_the_metadata_that_makes_no_sense_is_none(size, tmp_path):
+    told = f'<OME xmlns="http://x"><Image><Pixels PhysicalSizeX="{size}"/></Image></OME>'
+    path = write(tmp_path / "odd.ome.tif", description=told)
+    with tifffile.TiffFile(path) as tiff:
+        assert tiff.ome_metadata == told
+    assert read_scale(open_unscaled(path)) is None
+
+
+def test_resolution_tags_of_another_length_are_passed_over(tmp_path):
+    path = write(tmp_path / "odd.tif", mpp=(0.5, 0.5))
+    once, twice = (struct.pack("<HHI", 282, 5, n) for n in (1, 2))
+    path.write_bytes(path.read_bytes().replace(once, twice))
+    with tifffile.TiffFile(path) as tiff:
+        assert len(tiff.pages[0].tags["XResolution"].value) == 4
+    assert read_scale(open_unscaled(path)).mpp_x == pytest.approx(0.5)  # as the reader tells it

@@ -23,8 +23,9 @@ from histoflow._errors import (
     PanelMismatchError,
     WeightsError,
 )
+from histoflow._files import file_hash
 from histoflow._keys import EMBEDDINGS, UNS
-from histoflow.models.base import WEIGHTS
+from histoflow.models.storage import MODEL_JSON, WEIGHTS, sealed
 
 SECTION = make_section("S", seed=3)
 STATED = {"organ": "breast"}
@@ -262,13 +263,21 @@ def test_a_saved_model_needs_no_other_file(tmp_path):
         loaded.clone().fit([], panel=GENES[:1])
 
 
+def seal(folder):
+    """Make the hashes of a changed model right."""
+    described = json.loads((folder / MODEL_JSON).read_text())
+    (folder / MODEL_JSON).write_text(json.dumps(sealed(described, file_hash(folder / WEIGHTS))))
+
+
 def test_a_saved_model_whose_parts_do_not_belong_together_is_refused(weights, tmp_path):
     ready(weights, GENES[:3]).save(tmp_path / "a")
     ready(weights, GENES[:2]).save(tmp_path / "b")
     shutil.copy(tmp_path / "a" / WEIGHTS, tmp_path / "b" / WEIGHTS)
+    seal(tmp_path / "b")
     with pytest.raises(ModelFormatError, match="3 outputs for 2 genes"):
         models.load(tmp_path / "b")
     save_file({"x": torch.zeros(1)}, tmp_path / "b" / WEIGHTS)
+    seal(tmp_path / "b")
     with pytest.raises(ModelFormatError, match="do not fit together"):
         models.load(tmp_path / "b")
 

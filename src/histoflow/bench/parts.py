@@ -14,7 +14,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow._errors import ReadError
-from histoflow._files import atomic_path, value_hash, write_h5ad
+from histoflow._files import atomic_path, file_name, value_hash, write_h5ad
 from histoflow._keys import EMBEDDINGS, SPATIAL_UM, TISSUE, UNS, Missing, facts, section_name
 from histoflow.models import Auto, Estimator
 from histoflow.pp.expression import Panel
@@ -123,7 +123,7 @@ class Keeper:
 
 
 def _prediction_path(out: Path, fold: str, section: str, model: str, seed: int) -> Path:
-    return out / "predictions" / f"{fold}-{section}-{model}-{seed}.h5ad"
+    return out / "predictions" / f"{file_name(f'{fold}-{section}-{model}-{seed}')}.h5ad"
 
 
 def _key_of(prediction: Path) -> str | None:
@@ -150,7 +150,7 @@ def model_path(folder: str | Path, *, fold: str, model: str, seed: int = 0) -> P
     fold, model, seed
         As in its table.
     """
-    return Path(folder) / "models" / f"{fold}-{model}-{seed}"
+    return Path(folder) / "models" / file_name(f"{fold}-{model}-{seed}")
 
 
 def read_prediction(folder: str | Path, *, fold: str, section: str, model: str, seed: int = 0) -> AnnData:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 from anndata import AnnData
 
-from histoflow._errors import MissingSlotError, ProtocolError
+from histoflow._errors import HistoflowError, MissingSlotError, ProtocolError
 from histoflow._files import read_json, value_hash, write_json
 from histoflow._keys import facts, section_name
 from histoflow.bench.ceiling import CEILING_SEED
@@ -108,14 +109,15 @@ def read_protocol(path: str | Path) -> dict[str, Any]:
 
 def options_of(told: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of `run` that a protocol states, models left out."""
-    panel = told["panel"]
-    return {
-        "by": _by(told),
-        "panel": Panel(tuple(panel["genes"]), panel["rule"]) if "genes" in panel else int(panel["n_genes"]),
-        "normalize": told["normalize"],
-        "min_counts": int(told["min_counts"]),
-        "seeds": tuple(told["seeds"]),
-    }
+    with _stated():
+        panel = told["panel"]
+        return {
+            "by": _by(told),
+            "panel": Panel(tuple(panel["genes"]), panel["rule"]) if "genes" in panel else int(panel["n_genes"]),
+            "normalize": told["normalize"],
+            "min_counts": int(told["min_counts"]),
+            "seeds": tuple(int(seed) for seed in told["seeds"]),
+        }
 
 
 def models_of(told: Mapping[str, Any]) -> dict[str, Estimator | Auto]:
@@ -126,7 +128,21 @@ def models_of(told: Mapping[str, Any]) -> dict[str, Estimator | Auto]:
     OptionError
         If one is not known here.
     """
-    return {name: _made(stated) for name, stated in told["models"].items()}
+    with _stated():
+        return {name: _made(stated) for name, stated in told["models"].items()}
+
+
+@contextmanager
+def _stated() -> Iterator[None]:
+    """Say of a protocol that something in it is missing, or is not what `describe` writes."""
+    try:
+        yield
+    except HistoflowError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError) as err:
+        raise ProtocolError(
+            f"the protocol was damaged or changed ({type(err).__name__}: {err}); give one that histoflow evaluate wrote"
+        ) from err
 
 
 def check_cohort(told: Mapping[str, Any], cohort: Sequence[AnnData]) -> None:

@@ -4,6 +4,7 @@ from histoflow.io.arrays import check_counts
 from histoflow.io.features import read_features
 from histoflow.io.genes import check_species, rename_genes, species_of
 from histoflow.io.geojson import to_geojson
+from histoflow.io.hdf5 import read_anndata
 from histoflow.io.hest_bench import HestPatches, HestSample, HestTask, open_hest_patches, read_hest_bench
 from histoflow.io.hest_section import PATCH_UM, hest_section
 from histoflow.io.images import slide_id
@@ -33,6 +34,7 @@ __all__ = [
     "open_hest_patches",
     "open_section_slide",
     "open_wsi",
+    "read_anndata",
     "read_cohort",
     "read_features",
     "read_hest_bench",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gzip
 import warnings
-import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from itertools import count
@@ -19,10 +18,10 @@ import scipy.sparse as sp
 from anndata import AnnData
 
 from histoflow._errors import CountsError, GeneNamesWarning, ReadError
+from histoflow.io.hdf5 import READING_ERRORS, check_sparse, opened_hdf5
 from histoflow.io.images import existing_file
 
 GENE_EXPRESSION = "Gene Expression"
-_READING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, ValueError, zlib.error, UnicodeDecodeError)
 _FAULTS: dict[str, Callable[[Any], Any]] = {
     "NaN or infinite": lambda values: ~np.isfinite(values),
     "negative": lambda values: values < 0,
@@ -152,9 +151,9 @@ def read_10x_h5(path: str | Path) -> AnnData:
     """
     path = existing_file(path, "count matrix")
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             return _from_10x(file, str(path))
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise ReadError(f"{path} is not a whole 10x count matrix ({err}); it may be truncated: fetch it again") from err
 
 
@@ -172,7 +171,7 @@ def _from_10x(file: h5py.File, source: str) -> AnnData:
     genes = pd.DataFrame({c: _text(features[key]) for c, key in columns.items() if key in features}, index=_text(names))
     shape = _checked_shape(group, len(names))
     matrix = sp.csr_matrix((group["data"][:], group["indices"][:], group["indptr"][:]), shape=shape)
-    matrix.check_format(full_check=True)
+    check_sparse(matrix)
     return _expression_table(matrix, _text(group["barcodes"]), genes, source)
 
 
@@ -218,7 +217,7 @@ def read_10x_mtx(folder: Path) -> AnnData:
         genes = genes.rename(columns={0: "gene_ids", 1: "name", 2: "feature_types"}).set_index("name")
         matrix = scipy.io.mmread(parts["matrix.mtx"]).T
         return _expression_table(matrix, spots, genes[genes.columns[:2]], str(folder))
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{folder} is not a whole 10x count matrix ({err}); it may be truncated: fetch it again"
         ) from err
@@ -264,7 +263,7 @@ def read_counts_table(path: str | Path) -> AnnData:
         if table.size == 0 or len(header) - len(genes) not in (0, 1):
             raise ValueError(f"{len(header)} names in the header, {table.shape[0]} rows of {table.shape[1]} numbers")
         return counts_table(table.to_numpy(np.float32), table.index, pd.DataFrame(index=genes), str(path))
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{path} is not a table of numbers, a row per spot and a column per gene ({err}); "
             "it may be truncated: fetch it again"

@@ -15,8 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import anndata
-import h5py
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -37,6 +35,7 @@ from histoflow._errors import (
 from histoflow._files import value_hash
 from histoflow._keys import EMBEDDINGS, PATIENT, SPATIAL, SPATIAL_UM, UNS, facts
 from histoflow.io.arrays import check_counts, is_counts, unique_names
+from histoflow.io.hdf5 import READING_ERRORS, opened_hdf5, read_anndata
 from histoflow.io.images import existing_file, slide_id
 from histoflow.io.scale import (
     VISIUM_PITCH_UM,
@@ -56,7 +55,6 @@ _Rows = NDArray[np.int64]
 _UNKNOWN = "unknown"
 _PARTS = {"features": ("embeddings", "features"), "coords": ("coords",), "barcodes": ("barcodes", "barcode")}
 _TRIDENT_ONLY = {"patch_size_level0", "level0_magnification", "target_magnification"}
-_READING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, UnicodeDecodeError)
 _DOUBTFUL, _CONTRADICTORY = 0.02, 0.05
 _NEAR, _SAME = 0.25, 0.05
 """Parts of a patch's side by which spot and patch may lie apart: joined by place, and joined by barcode."""
@@ -201,14 +199,14 @@ def _read(path: str | Path) -> _Patches:
     """Every part of the file, checked; leading axes of length 1 are left out."""
     path = existing_file(path, "file of patch features")
     try:
-        with h5py.File(path, "r") as file:
+        with opened_hdf5(path) as file:
             names = {part: next((n for n in offered if n in file), None) for part, offered in _PARTS.items()}
             arrays = {part: file[name][()] for part, name in names.items() if name}
             encoder = file[names["features"]].attrs.get("encoder") if names["features"] else None
             of_patches = {k: v for name in ("img", "coords") if name in file for k, v in file[name].attrs.items()}
             held = ", ".join(sorted(file)) or "nothing"
         barcodes = [v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(arrays.get("barcodes", []))]
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{path} is not a whole HDF5 file of patch features ({err}); it may be truncated: fetch or make it anew "
             "(of a pair of .pt and .h5, give the .h5)"
@@ -218,7 +216,7 @@ def _read(path: str | Path) -> _Patches:
             f"{path} holds {held}, but no {' and no '.join(sorted(missing))}; give a file with the features of its "
             "patches (embeddings or features) and their coords, not one of images or of places alone"
         )
-    if not arrays["coords"].size or not arrays["features"].size:
+    if not np.size(arrays["coords"]) or not np.size(arrays["features"]):
         raise ReadError(f"{path} holds no patch, as where no tissue was found; check the segmentation of its slide")
     corners = _numbers(arrays["coords"], path, "coords", "(n_patches, 2)").astype(np.float64)
     patches = _Patches(
@@ -355,14 +353,7 @@ def _recorded_side_px(patches: _Patches) -> float | None:
 
 def _read_counts(counts: AnnData | str | Path, name: str) -> AnnData:
     """Raw counts, float32 in sparse rows, under unique gene names; a new object."""
-    if isinstance(counts, AnnData):
-        table = counts
-    else:
-        path = existing_file(counts, "AnnData")
-        try:
-            table = anndata.read_h5ad(path)
-        except _READING_ERRORS as err:
-            raise ReadError(f"{path} is not a whole h5ad file ({err}); it may be truncated: fetch it again") from err
+    table = counts if isinstance(counts, AnnData) else read_anndata(counts, "AnnData")
     if not table.n_obs or not table.n_vars or table.X is None:
         raise ReadError(
             f"counts of section {name}: {table.n_obs} spots, {table.n_vars} genes; there is nothing to read"

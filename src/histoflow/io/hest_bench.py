@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from histoflow._errors import OptionError, ReadError, ShapeError, SplitError
+from histoflow._errors import HistoflowError, OptionError, ReadError, ShapeError, SplitError
 from histoflow._files import file_hash, read_json
+from histoflow.io.hdf5 import READING_ERRORS, opened_hdf5
 from histoflow.io.images import existing_file
 
 COLUMNS = ("sample_id", "patches_path", "expr_path")
@@ -28,7 +29,6 @@ GENES = "var_50genes.json"
 
 _SPLITS = "splits"
 _IMAGES, _BARCODES = ("img", "imgs"), ("barcode", "barcodes")
-_READING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, UnicodeDecodeError)
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class HestImages:
         """
         try:
             return np.asarray(self._dataset[some])
-        except _READING_ERRORS as err:
+        except READING_ERRORS as err:
             raise _damaged(self._path, err) from err
 
 
@@ -210,7 +210,7 @@ def _split(path: Path, folder: Path, samples: dict[str, HestSample]) -> tuple[st
     path = existing_file(path, "split")
     try:
         table = pd.read_csv(path, dtype=str)
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise ReadError(f"split {path} is not a table ({err}); fetch it anew") from err
     lacking = [column for column in COLUMNS if column not in table]
     if lacking or table.empty or table[list(COLUMNS)].isna().any(axis=None):
@@ -254,12 +254,12 @@ def open_hest_patches(path: str | Path) -> Iterator[HestPatches]:
         If its parts do not fit each other.
     """
     path = existing_file(path, "file of patches")
-    try:
-        file = h5py.File(path, "r")
-    except OSError as err:
-        raise _damaged(path, err) from err
-    with file:
-        yield _opened(path, file)
+    with ExitStack() as stack:
+        try:
+            patches = _opened(path, stack.enter_context(opened_hdf5(path)))
+        except READING_ERRORS as err:
+            raise err if isinstance(err, HistoflowError) else _damaged(path, err) from err
+        yield patches
 
 
 def _opened(path: Path, file: h5py.File) -> HestPatches:
@@ -272,7 +272,7 @@ def _opened(path: Path, file: h5py.File) -> HestPatches:
         corners = np.asarray(file[names[1]][()], dtype=np.float64)
         barcodes = [v.decode() if isinstance(v, bytes) else str(v) for v in np.ravel(file[names[2]][()])]
         told = {k: v for part in (file, file[names[0]], file[names[1]]) for k, v in part.attrs.items()}
-    except _READING_ERRORS as err:
+    except READING_ERRORS as err:
         raise _damaged(path, err) from err
     if images.dtype != np.uint8 or len(images.shape) != 4 or not images.shape[0]:
         came = f"{images.shape} of {images.dtype}"

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
@@ -25,6 +24,7 @@ from histoflow._errors import (
 )
 from histoflow._keys import SPATIAL, SPATIAL_UM, UNS
 from histoflow.io.arrays import check_counts, unique_names
+from histoflow.io.hdf5 import read_anndata
 from histoflow.io.hest_bench import HestPatches, HestSample
 from histoflow.io.images import slide_id
 from histoflow.io.scale import Scale, fit_pitch, is_plausible, nearest_distance, visium_step
@@ -37,7 +37,6 @@ PATCH = "patch"
 _PIXEL_SIZES = ("pixel_size", "pixel_size_um_estimated", "level0_mpp")
 _SIDES = ("patch_size_src", "patch_size_level0")
 _CONTRADICTORY = 0.05
-_READING_ERRORS = (OSError, EOFError, KeyError, RuntimeError, TypeError, ValueError, UnicodeDecodeError)
 
 
 def hest_section(sample: HestSample, patches: HestPatches, genes: Sequence[str]) -> AnnData:
@@ -117,12 +116,7 @@ def _places(corners: NDArray[np.float64], scale: Scale | None) -> tuple[NDArray[
 
 def _counts(sample: HestSample) -> AnnData:
     """The table of counts, checked; gene names unique."""
-    try:
-        table = anndata.read_h5ad(sample.counts)
-    except _READING_ERRORS as err:
-        raise ReadError(
-            f"{sample.counts} is not a whole h5ad file ({err}); it may be truncated: fetch it anew"
-        ) from err
+    table = read_anndata(sample.counts, "AnnData")
     if not table.n_obs or not table.n_vars or table.X is None:
         raise ReadError(f"{sample.counts} holds {table.n_obs} spots and {table.n_vars} genes; there is nothing to read")
     check_counts(table.X, f"{sample.sample} ({sample.counts})", genes=table.var_names)

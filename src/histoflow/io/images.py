@@ -27,7 +27,13 @@ _COARSEST_PX = 1024
 _LARGEST_SINGLE_LEVEL_PX = 4096
 _MOST_PIXELS = 1 << 32
 _ID_BLOCKS, _ID_BLOCK = 64, 1 << 16
-_DECODING_ERRORS = (OSError, RuntimeError, SyntaxError, ValueError, struct.error, zlib.error)
+_FEW_PIXELS = 1 << 22
+_MOST_PACKED = 1100
+"""Pixels in a byte of the file; deflate makes nothing smaller than a part in 1032, and no picture of tissue by far."""
+_DECODING_ERRORS = (
+    *(OSError, RuntimeError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError),
+    *(EOFError, AssertionError, struct.error, zlib.error),
+)
 
 
 def extra(module: str) -> Any:
@@ -54,8 +60,12 @@ def existing_file(path: str | Path, what: str) -> Path:
     ReadError
         If it is missing or a folder; `what` names its part in the text.
     """
-    found = Path(path).expanduser().absolute()
-    if not found.is_file():
+    try:
+        found = Path(path).expanduser().absolute()
+        is_file = found.is_file()
+    except (OSError, RuntimeError, ValueError) as err:  # too long for a name, or of a user that is not there
+        raise ReadError(f"{what} {str(path)[:200]} cannot be a file ({err}); give an existing file") from err
+    if not is_file:
         raise ReadError(f"{what} {path} {'is a folder' if found.is_dir() else 'does not exist'}; give an existing file")
     return found
 
@@ -244,5 +254,9 @@ def _read_tiff(path: Path) -> RGB:
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
-    if not 0 < width * height <= _MOST_PIXELS:
-        raise ReadError(f"image {path} claims {width} x {height} pixels; it is damaged, or too large to convert")
+    pixels, most = width * height, max(_FEW_PIXELS, _MOST_PACKED * path.stat().st_size)
+    if not 0 < pixels <= min(most, _MOST_PIXELS):
+        raise ReadError(
+            f"image {path} of {path.stat().st_size} bytes claims {width} x {height} pixels; it is damaged, or too "
+            "large to convert"
+        )

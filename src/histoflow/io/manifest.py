@@ -11,12 +11,12 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast, get_args, overload
 
-import anndata
 from anndata import AnnData
 
 from histoflow._errors import ManifestError, MissingSlotError, OptionError, ReadError
 from histoflow._keys import UNS, Missing, facts
 from histoflow.io.features import features_section
+from histoflow.io.hdf5 import read_anndata
 from histoflow.io.images import existing_file
 from histoflow.io.section import Given
 from histoflow.io.spaceranger import visium_section
@@ -233,12 +233,7 @@ def _st(row: Row, given: Given) -> AnnData:
 
 
 def _h5ad(row: Row, given: Given) -> AnnData:
-    path = existing_file(_path(row, "counts"), "AnnData")
-    try:
-        adata = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError, RuntimeError) as err:
-        raise ReadError(f"{path} is not a whole h5ad file ({err}); it may be truncated: fetch it again") from err
-    return anndata_section(adata, given)
+    return anndata_section(read_anndata(_path(row, "counts"), "AnnData"), given)
 
 
 def _features(row: Row, given: Given) -> AnnData:
@@ -355,7 +350,7 @@ def _value(column: str, cell: str, folder: Path, where: str) -> Any:
     """A cell in the type of its column."""
     if column in _PATHS:
         # Not resolve(): a link keeps its own name, whose ending tells the format.
-        return Path(os.path.abspath(folder / Path(cell).expanduser()))
+        return Path(os.path.abspath(folder / os.path.expanduser(cell)))
     if column not in _NUMBERS:
         return cell
     convert, wanted = _NUMBERS[column]
@@ -392,6 +387,6 @@ def _check_unique(rows: Sequence[Row], name: str) -> None:
 
 def _check_files(rows: Sequence[Row], path: Path) -> None:
     named = [(row.section, column, getattr(row, column)) for row in rows for column in _PATHS]
-    missing = [f"{section} {column} {file}" for section, column, file in named if file and not file.exists()]
+    missing = [f"{section} {column} {file}" for section, column, file in named if file and not os.path.exists(file)]
     if missing:
         raise ManifestError(f"manifest {path} names files that do not exist: {'; '.join(missing)}")

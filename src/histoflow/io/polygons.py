@@ -6,8 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from histoflow._errors import ReadError
 from histoflow._files import read_json
+from histoflow.io.hdf5 import READING_ERRORS
 from histoflow.io.images import extra
 
 
@@ -31,16 +34,19 @@ def read_polygons(path: str | Path) -> Any:
         If the part that opens slides is not installed.
     """
     shapely = extra("shapely")
-    found = [
-        geometry for geometry in _geometries(read_json(path)) if geometry.get("type") in ("Polygon", "MultiPolygon")
-    ]
-    if not found:
-        raise ReadError(f"{path} holds no polygon; draw the regions as closed shapes and export them as GeoJSON")
     try:
+        found = [part for part in _geometries(read_json(path)) if part.get("type") in ("Polygon", "MultiPolygon")]
         shapes = [shapely.make_valid(shapely.geometry.shape(geometry)) for geometry in found]
-    except (KeyError, TypeError, ValueError, IndexError, shapely.errors.ShapelyError) as err:
+        union = shapely.unary_union(shapes)
+    except ReadError:
+        raise
+    except (*READING_ERRORS, shapely.errors.ShapelyError) as err:
         raise ReadError(f"{path} holds a polygon that is none ({err}); export it anew") from err
-    return shapely.unary_union(shapes)
+    if union.is_empty or not np.isfinite(union.bounds).all():
+        raise ReadError(f"{path} holds no polygon; draw the regions as closed shapes and export them as GeoJSON")
+    if not union.is_valid:
+        raise ReadError(f"{path} holds a polygon that no area can be told of; export it anew")
+    return union
 
 
 def _geometries(value: Any) -> Iterator[dict[str, Any]]:

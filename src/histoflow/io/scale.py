@@ -20,6 +20,7 @@ ST_PITCH_UM = 200.0
 
 _PLAUSIBLE_UM = (0.05, 20.0)
 _ANISOTROPIC = 0.03
+_LARGEST_STATED = 1e6
 _CONTRADICTION = 0.05
 # Beyond this the array positions are not of the layout assumed (stretched scans stay near 1.1).
 _LARGEST_ASPECT = 1.3
@@ -173,12 +174,13 @@ def stated_scale(scalefactors: Mapping[str, Any], source: str) -> Scale | None:
     stated = scalefactors.get("microns_per_pixel")
     if stated is None:
         return None
-    scale = Scale(float(stated), float(stated), "scalefactors")
-    if not is_plausible(scale):
+    is_number = isinstance(stated, int | float | np.number) and 0 < stated < _LARGEST_STATED
+    scale = Scale(float(stated), float(stated), "scalefactors") if is_number else None
+    if scale is None or not is_plausible(scale):
         low, high = _PLAUSIBLE_UM
         raise ResolutionError(
-            f"{source}: microns_per_pixel is {stated}, which is no scale of a slide (wanted {low} to {high:g}); "
-            "correct the scale factors"
+            f"{source}: microns_per_pixel is {str(stated)[:40]}, which is no scale of a slide (wanted {low} to "
+            f"{high:g}); correct the scale factors"
         )
     return scale
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 SELECTED = "selected"
 PIXEL_X, PIXEL_Y = "pixel_x", "pixel_y"
+_FARTHEST = 1e9
+"""Pixels or index steps: no slide and no array is so large."""
 
 _IDS = ("patient", "block", "study", "order")
 _REASONS = {
@@ -151,7 +153,7 @@ def _first(ids: pd.Index[Any]) -> str:
 
 
 def check_spot_table(spots: pd.DataFrame, path: Path) -> pd.DataFrame:
-    """The spot table itself, once it has rows, unique ids and finite pixels.
+    """The spot table itself, once it has rows, unique ids and places that are numbers.
 
     Raises
     ------
@@ -162,9 +164,13 @@ def check_spot_table(spots: pd.DataFrame, path: Path) -> pd.DataFrame:
         raise ReadError(f"spot table {path} has no rows; give a table with a row per spot")
     if not spots.index.is_unique:
         raise ReadError(f"spot table {path} has spot {spots.index[spots.index.duplicated()][0]} more than once")
-    unplaced = ~np.isfinite(spots[[PIXEL_X, PIXEL_Y]].to_numpy(np.float64)).all(axis=1)
+    places = spots.drop(columns=SELECTED).to_numpy(np.float64)
+    unplaced = ~(np.abs(places) < _FARTHEST).all(axis=1)  # NaN is below nothing
     if unplaced.any():
-        raise ReadError(f"spot table {path} has {int(unplaced.sum())} spots without pixels; remove these rows")
+        raise ReadError(
+            f"spot table {path} has {int(unplaced.sum())} spots without pixels or array position, or with one beyond "
+            f"{_FARTHEST:g}; remove these rows"
+        )
     return spots
 
 

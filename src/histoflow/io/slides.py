@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
@@ -18,6 +19,7 @@ from histoflow.io.scale import Scale, choose_scale, given_scale, is_plausible
 if TYPE_CHECKING:
     from wsidata import WSIData
 
+_DAMAGED = (OSError, ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, struct.error)
 _UM_PER_UNIT = {"nm": 1e-3, "µm": 1.0, "μm": 1.0, "um": 1.0, "mm": 1e3, "cm": 1e4}
 _UM_PER_RESOLUTION_UNIT = {2: 25_400.0, 3: 10_000.0}  # TIFF 6.0: inch, centimetre
 
@@ -122,11 +124,13 @@ def read_scale(wsi: WSIData) -> Scale | None:
     The first plausible one, or None.
     """
     slide = Path(wsi.attrs[UNS]["slide"])
-    found = []
-    if Path(wsi.reader.file) == slide:
-        found.append(_reader_scale(wsi.properties))
-    if slide.suffix.lower() in TIFF_SUFFIXES:
-        found += _tiff_scales(slide)
+    found: list[Scale | None] = []
+    with contextlib.suppress(*_DAMAGED):  # metadata that make no sense tell no scale, as none do
+        if Path(wsi.reader.file) == slide:
+            found.append(_reader_scale(wsi.properties))
+    with contextlib.suppress(*_DAMAGED):
+        if slide.suffix.lower() in TIFF_SUFFIXES:
+            found += _tiff_scales(slide)
     return next((scale for scale in found if scale is not None and is_plausible(scale)), None)
 
 

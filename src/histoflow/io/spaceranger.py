@@ -15,6 +15,7 @@ from histoflow._files import read_json
 from histoflow.io.arrays import read_10x_h5, read_10x_mtx
 from histoflow.io.cytassist import check_not_cytassist
 from histoflow.io.frames import FULLRES, Frames, Size
+from histoflow.io.hdf5 import READING_ERRORS
 from histoflow.io.images import image_size
 from histoflow.io.scale import VISIUM_PITCH_UM, fit_pitch, visium_step
 from histoflow.io.section import PIXEL_X, PIXEL_Y, SELECTED, Given, Source, check_spot_table, join_spots, make_section
@@ -24,6 +25,7 @@ _POSITIONS = ("tissue_positions.parquet", "tissue_positions.csv", "tissue_positi
 _COLUMNS = ["barcode", "in_tissue", "array_row", "array_col", "pxl_row_in_fullres", "pxl_col_in_fullres"]
 _HIRES = "hires"
 _REDUCED = (_HIRES, "lowres")
+_LARGEST_FACTOR = 1000.0
 BINNED = "binned_outputs"
 """Folder of Visium HD output that holds a folder per bin size."""
 BIN_SIZE = "bin_size_um"
@@ -193,7 +195,7 @@ def read_positions(spatial: Path) -> pd.DataFrame:
                 SELECTED: table["in_tissue"].astype(int) == 1,
             }
         )
-    except (OSError, KeyError, ValueError) as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{path} is not a table of spot positions ({err}); it needs {', '.join(_COLUMNS)} and may be truncated"
         ) from err
@@ -228,8 +230,16 @@ def read_scalefactors(spatial: Path) -> dict[str, Any]:
 def frames_of(spatial: Path, scalefactors: dict[str, Any]) -> Frames:
     """Factors of the reduced images, and the full size that the first one there implies."""
     keys = {name: f"tissue_{name}_scalef" for name in _REDUCED}
-    factors = {name: float(scalefactors[key]) for name, key in keys.items() if scalefactors.get(key)}
+    factors = {name: _factor(scalefactors[key], key, spatial) for name, key in keys.items() if scalefactors.get(key)}
     return Frames(factors, _fullres_size(spatial, factors))
+
+
+def _factor(value: Any, key: str, spatial: Path) -> float:
+    if not isinstance(value, int | float) or not 0 < value <= _LARGEST_FACTOR:
+        raise ReadError(
+            f"{spatial} says {key} is {str(value)[:40]}, wanted a number above 0; fetch scalefactors_json.json again"
+        )
+    return float(value)
 
 
 def _fullres_size(spatial: Path, factors: dict[str, float]) -> Size | None:

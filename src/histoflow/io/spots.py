@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,10 +14,11 @@ import scipy.sparse as sp
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from histoflow._errors import CountsError, MissingSlotError, OptionError, ReadError
+from histoflow._errors import CountsError, HistoflowError, MissingSlotError, OptionError, ReadError
 from histoflow._keys import EMBEDDINGS, SPATIAL, SPATIAL_UM, UNS, facts
 from histoflow.io.arrays import check_counts, is_counts, read_counts_table, table_separator, unique_names
 from histoflow.io.frames import FULLRES, Frames
+from histoflow.io.hdf5 import READING_ERRORS
 from histoflow.io.images import existing_file, slide_id
 from histoflow.io.scale import (
     ST_PITCH_UM,
@@ -124,7 +127,7 @@ def _read_selection(path: Path) -> pd.DataFrame:
                 SELECTED: table[SELECTED].astype(float) == 1 if SELECTED in table else True,
             }
         )
-    except (OSError, KeyError, ValueError) as err:
+    except READING_ERRORS as err:
         raise ReadError(
             f"{path} is not a spot table ({err}); it needs columns x, y, {PIXEL_X}, {PIXEL_Y} of numbers"
         ) from err
@@ -194,6 +197,26 @@ def section_from_anndata(
 
 def anndata_section(adata: AnnData, given: Given, *, library_id: str | None = None) -> AnnData:
     """As `section_from_anndata`, with everything that is given in one object."""
+    with _telling_records(given, library_id):
+        return _section_of(adata, given, library_id)
+
+
+@contextmanager
+def _telling_records(given: Given, library_id: str | None) -> Iterator[None]:
+    """Say of an AnnData that something which tools record in it is not what they write there."""
+    try:
+        yield
+    except HistoflowError:
+        raise
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as err:
+        name = given.section or library_id or given.slide or "without a name"
+        raise ReadError(
+            f'AnnData of section {name}: uns["{SPATIAL}"], uns["{UNS}"], obs or obsm["{SPATIAL}"] hold something else '
+            f"than scanpy, squidpy and histoflow write there ({type(err).__name__}: {err}); correct it, or remove it"
+        ) from err
+
+
+def _section_of(adata: AnnData, given: Given, library_id: str | None) -> AnnData:
     library, record = _library(adata, library_id)
     alone = len(adata.uns.get(SPATIAL, {})) < 2
     # Of several sections put together, what is recorded of one may be another's.

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,8 +14,9 @@ import pandas as pd
 from anndata import AnnData
 from numpy.typing import NDArray
 
-from histoflow._errors import OptionError, PanelMismatchError, ReadError
+from histoflow._errors import HistoflowError, OptionError, PanelMismatchError, ReadError
 from histoflow._keys import SPATIAL, SPATIAL_UM, STD, UNS
+from histoflow.io.hdf5 import READING_ERRORS
 from histoflow.io.images import extra
 
 if TYPE_CHECKING:
@@ -27,6 +29,9 @@ TISSUE, SPOTS = "tissue", "spots"
 BUDGET_BYTES = 1 << 30
 """What an AnnData of super-pixels may take in memory."""
 
+_MOST_SUPERPIXELS = 1 << 28
+"""More than 13 cm a side at 8 µm."""
+_MOST_CHUNK_BYTES = 1 << 28
 _SPOT_NAMES, _GENES = "spot_names", "panel"
 
 
@@ -75,8 +80,10 @@ class SuperPixels:
 
     def __post_init__(self) -> None:
         """Refuse what is no such folder."""
-        if UNS not in self._root().attrs or f"images/{MEAN}" not in self._root():
-            raise ReadError(f"{self.path} holds no super-pixels; hf.super_resolve(…, out=) writes them")
+        with _reading(self.path):
+            if UNS not in self._root().attrs or f"images/{MEAN}" not in self._root():
+                raise ReadError("it holds no super-pixels")
+            _check_facts(self._root().attrs[UNS])
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -115,12 +122,20 @@ class SuperPixels:
             If there is no such gene.
         OptionError
             If the result would take more than 1 GiB.
+        ReadError
+            If the folder is damaged.
         """
         chosen = self.genes if genes is None else tuple(genes)
         if unknown := [gene for gene in chosen if gene not in self.genes]:
             raise PanelMismatchError(f"{self.path} has {len(self.genes)} genes, and no {', '.join(unknown[:5])}")
-        rows, columns = np.nonzero(self._array(f"labels/{TISSUE}")[:])
-        check_budget(len(rows), len(chosen))
+        with _reading(self.path):
+            return self._table(chosen)
+
+    def _table(self, chosen: tuple[str, ...]) -> AnnData:
+        """The super-pixels on tissue, of genes that are there."""
+        tissue = self._labels(TISSUE)
+        check_budget(int(np.count_nonzero(tissue)), len(chosen))
+        rows, columns = np.nonzero(tissue)
         made = AnnData(self._rows(MEAN, chosen, rows, columns), layers={STD: self._rows(STD, chosen, rows, columns)})
         made.var_names = pd.Index(chosen, dtype=object)
         made.obs_names = [f"{row}x{column}" for row, column in zip(rows.tolist(), columns.tolist(), strict=True)]
@@ -129,7 +144,7 @@ class SuperPixels:
         made.obsm[SPATIAL] = centres * np.asarray(known["superpixel_px"])
         made.obsm[SPATIAL_UM] = centres * float(known["superpixel_um"])
         if f"labels/{SPOTS}" in self._root():
-            spot = self._array(f"labels/{SPOTS}")[:][rows, columns].astype(np.int64) - 1
+            spot = self._labels(SPOTS)[rows, columns].astype(np.int64) - 1
             made.obs["spot"] = pd.Categorical.from_codes(spot, self._root().attrs[UNS][_SPOT_NAMES])
         made.uns[UNS] = known | {_GENES: list(chosen)}
         return made
@@ -151,6 +166,13 @@ class SuperPixels:
         for name, values in labels.items():
             self._array(f"labels/{name}", "r+")[window] = values
 
+    def _labels(self, name: str) -> NDArray[Any]:
+        """All of a picture of labels, (rows, columns), once it is no larger than a slide can be."""
+        stored = self._array(f"labels/{name}")
+        if stored.ndim != 2 or stored.dtype.kind not in "iub" or stored.size > _MOST_SUPERPIXELS:
+            raise ReadError(f"labels {name} have shape {stored.shape} of {stored.dtype}, which are none")
+        return np.asarray(stored[:])
+
     def _rows(self, image: str, genes: tuple[str, ...], rows: NDArray[np.intp], columns: NDArray[np.intp]) -> Floats:
         """Values of some genes, read one by one, (n_superpixels, n_genes)."""
         stored, places = self._array(f"images/{image}"), [self.genes.index(gene) for gene in genes]
@@ -160,16 +182,37 @@ class SuperPixels:
         return values
 
     def _root(self) -> Any:
-        zarr = extra("zarr")
-        try:
-            return zarr.open_group(str(self.path), mode="r")
-        except (FileNotFoundError, ValueError, KeyError) as err:
-            raise ReadError(f"{self.path} is no zarr folder ({err}); hf.super_resolve(…, out=) writes one") from err
+        return extra("zarr").open_group(str(self.path), mode="r")
 
     def _array(self, element: str, mode: str = "r") -> Any:
         """The full-size level of an image or of labels."""
         group = extra("zarr").open_group(str(self.path), mode=mode)[element]
-        return group[next(iter(sorted(group.array_keys())))]
+        array = group[min(group.array_keys())]
+        if np.prod(array.chunks, dtype=float) * array.dtype.itemsize > _MOST_CHUNK_BYTES:
+            raise ReadError(f"{element} has chunks of {array.chunks}, which are too large to be read")
+        return array
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """Turn what zarr says of a damaged folder into an error that tells the folder."""
+    try:
+        yield
+    except HistoflowError as err:
+        if type(err) is not ReadError:
+            raise
+        raise ReadError(f"{path}: {err}; hf.super_resolve(…, out=) writes super-pixels") from err
+    except READING_ERRORS as err:
+        raise ReadError(f"{path} is no whole zarr folder ({err}); hf.super_resolve(…, out=) writes one") from err
+
+
+def _check_facts(known: Any) -> None:
+    """Refuse facts that are not those of super-pixels."""
+    genes, px = known[_GENES], np.asarray(known["superpixel_px"], dtype=float)
+    if not isinstance(genes, list) or not all(isinstance(gene, str) for gene in genes) or len(set(genes)) < len(genes):
+        raise ReadError("its genes are no list of names, each once")
+    if px.shape != (2,) or not (px > 0).all() or not 0 < float(known["superpixel_um"]) < np.inf:
+        raise ReadError("the size of its super-pixels is no size")
 
 
 def check_budget(n_superpixels: int, n_genes: int) -> None:

@@ -22,6 +22,7 @@ from histoflow.io.spaceranger import (
 )
 
 _SQUARES = "square_*"
+_LARGEST_BIN_UM = 10_000.0
 
 
 def read_visium_hd(
@@ -127,8 +128,10 @@ def _bin_size(scalefactors: dict[str, Any], spatial: Path) -> float:
             f"give a folder {BINNED}/{_SQUARES}, or read Visium output with hf.read_visium"
         )
     size = scalefactors[BIN_SIZE]
-    if not isinstance(size, int | float) or not size > 0:
-        raise ReadError(f"{spatial} says {BIN_SIZE} is {size!r}, wanted µm above 0; fetch scalefactors_json.json again")
+    if not isinstance(size, int | float) or not 0 < size <= _LARGEST_BIN_UM:
+        raise ReadError(
+            f"{spatial} says {BIN_SIZE} is {str(size)[:40]!r}, wanted µm above 0; fetch scalefactors_json.json again"
+        )
     return float(size)
 
 

@@ -13,29 +13,24 @@ from typing import Any, ClassVar, Self, final
 import numpy as np
 import pandas as pd
 from anndata import AnnData
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
 
 from histoflow._errors import (
     ModelFormatError,
     NotFittedError,
     OptionError,
-    OutputError,
     PanelMismatchError,
-    ReadError,
     WeightsError,
 )
-from histoflow._files import atomic_path, read_json, write_json
 from histoflow._keys import DENSE, EMBEDDINGS, HELD_OUT_R, SPATIAL, SPATIAL_UM, STD, UNS, Missing, facts, section_name
 from histoflow._progress import track
 from histoflow.models.arrays import Arrays
 from histoflow.models.parts import Drawer, MakeShelf, Part, Reach, Rows, n_at_once, parts_of
 from histoflow.models.progress import Progress
 from histoflow.models.spots import Floats, Measured, Spots, embedding_of, measured_of, spots_of
+from histoflow.models.storage import MODEL_JSON, WEIGHTS, read_model, write_model
 from histoflow.pp.expression import Panel, check_normalize, keep_spots, missing_genes
 
-MODEL_JSON, WEIGHTS = "model.json", "weights.safetensors"
-_FORMAT = 1
+_UNFITTING = (KeyError, TypeError, ValueError, RuntimeError, WeightsError, AttributeError, IndexError, OverflowError)
 _SCALES = {"library": "log1p of counts per 10,000", "none": "log1p of raw counts"}
 
 
@@ -280,25 +275,17 @@ class Estimator(ABC):
             If the folder cannot be written.
         """
         panel = self._fitted()
-        with atomic_path(path) as folder:
-            folder.mkdir()
-            described = {
-                "format": _FORMAT,
-                "estimator": self.name,
-                "options": self.options() | dict.fromkeys(self.local_options),
-                "panel": {"genes": list(panel.genes), "rule": panel.rule, "hash": panel.hash},
-                "scale": _SCALES[self.normalize],
-                "embedding": self.embedding_,
-                "pitch_um": None if np.isnan(self.pitch_um_) else self.pitch_um_,
-                "training": self.training_,
-                "versions": _versions(),
-            }
-            write_json(folder / MODEL_JSON, described)
-            arrays = {key: np.ascontiguousarray(value) for key, value in self._state().items()}
-            try:
-                save_file(arrays, folder / WEIGHTS)
-            except SafetensorError as err:
-                raise OutputError(f"cannot write model {path}: {err}; make room, or choose another folder") from err
+        described = {
+            "estimator": self.name,
+            "options": self.options() | dict.fromkeys(self.local_options),
+            "panel": {"genes": list(panel.genes), "rule": panel.rule, "hash": panel.hash},
+            "scale": _SCALES[self.normalize],
+            "embedding": self.embedding_,
+            "pitch_um": None if np.isnan(self.pitch_um_) else self.pitch_um_,
+            "training": self.training_,
+            "versions": _versions(),
+        }
+        write_model(path, described, self._state())
 
     def options(self) -> dict[str, Any]:
         """Arguments of the constructor, as JSON holds them."""
@@ -426,26 +413,13 @@ def load_estimator(path: str | Path, kinds: Mapping[str, type[Estimator]]) -> Es
     ReadError
         If the folder or a file in it is missing.
     ModelFormatError
-        If it is damaged, of an unknown estimator, or written by a newer version.
+        If it is damaged or changed, of an unknown estimator, or written by a newer version.
     """
-    folder = Path(path)
-    described = read_json(folder / MODEL_JSON)
-    if not isinstance(described, dict) or described.get("format") != _FORMAT or described.get("estimator") not in kinds:
-        what = (described.get("format"), described.get("estimator")) if isinstance(described, dict) else (None, None)
-        raise ModelFormatError(
-            f"model {folder} has format {what[0]} and estimator {what[1]!r}; this version reads format {_FORMAT} of "
-            f"{', '.join(kinds)}: save it anew, or update histoflow"
-        )
-    try:
-        arrays = load_file(folder / WEIGHTS)
-    except FileNotFoundError as err:
-        raise ReadError(f"model {folder} has no {WEIGHTS}; copy the whole folder") from err
-    except (SafetensorError, OSError) as err:
-        raise ModelFormatError(f"model {folder}: {WEIGHTS} is damaged ({err}); copy it anew") from err
+    described, arrays = read_model(path, kinds)
     try:
         return _rebuilt(kinds[described["estimator"]], described, arrays)
-    except (KeyError, TypeError, ValueError, RuntimeError, WeightsError) as err:
-        raise ModelFormatError(f"model {folder}: {MODEL_JSON} and {WEIGHTS} do not fit together ({err})") from err
+    except _UNFITTING as err:
+        raise ModelFormatError(f"model {path}: {MODEL_JSON} and {WEIGHTS} do not fit together ({err})") from err
 
 
 def _rebuilt(kind: type[Estimator], described: dict[str, Any], arrays: Arrays) -> Estimator:

@@ -132,7 +132,10 @@ def _load(path: Path, shape: tuple[int, int]) -> Floats | None:
     """A cached array, or None if there is none or it is not, byte for byte, what was stored."""
     if not path.is_file() or not _is_whole(path):
         return None
-    stored = _opened(path)
+    try:
+        stored = _opened(path)
+    except (ValueError, EOFError, OSError):  # objects, which would be unpickled, are no features
+        return None
     return stored if stored.shape == shape and stored.dtype == np.float32 else None
 
 

@@ -12,13 +12,14 @@ import pandas as pd
 
 from histoflow import bench, io
 from histoflow._errors import OptionError
-from histoflow._files import atomic_path
+from histoflow._files import file_name
 from histoflow.cohort import Outcome, Pool, Where
 from histoflow.workflow.cohort_options import EMBED, EVALUATE, PREDICT, Asked, asked_for
 from histoflow.workflow.cohort_tasks import chosen_models, forget, jobs_of, perform, scales_of
 from histoflow.workflow.cohorts import FEATURES
 from histoflow.workflow.evaluation import counted_part, evaluate
-from histoflow.workflow.records import Task, file_name, finished, plain_row, same_options, stamps
+from histoflow.workflow.records import Task, finished, plain_row, same_options, stamps
+from histoflow.workflow.tables import write_csv
 
 SUMMARY = "summary.csv"
 SUMMARY_COLUMNS = ("name", "task", "status", "seconds", "error", "message", "warnings", "result")
@@ -161,8 +162,7 @@ class _Ledger:
         }
 
     def _write(self) -> None:
-        with atomic_path(self.out / SUMMARY) as temporary:
-            self.table().to_csv(temporary, index=False)
+        write_csv(self.out / SUMMARY, self.table())
 
 
 def _rows(cohort: io.Cohort, task: str) -> list[io.Row]:

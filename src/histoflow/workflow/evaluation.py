@@ -11,6 +11,7 @@ import pandas as pd
 from anndata import AnnData
 
 from histoflow import bench, io, models, pl
+from histoflow._files import file_name
 from histoflow._keys import LOWER, SPATIAL_UM, UNS, UPPER, facts, section_name
 from histoflow.io.tissue import thumbnail
 from histoflow.pp import Encoder, Panel
@@ -203,7 +204,7 @@ def _draw_section(part: pd.DataFrame, out: Path, fold: str, model: str, section:
     folder = out / "figures"
     drawn = {"maps": maps, "scatter": pl.gene_scatter(*pair, **about), "genes": bars}
     stem = fold if fold.startswith(f"{name}-") else name  # an area of the section, of which there are several
-    return [pl.save(figure, folder / f"{stem}-{kind}.png") for kind, figure in drawn.items()]
+    return [pl.save(figure, folder / f"{file_name(stem)}-{kind}.png") for kind, figure in drawn.items()]
 
 
 def _spread_by_rank(r: pd.Series) -> list[str]:

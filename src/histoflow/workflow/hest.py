@@ -16,6 +16,7 @@ from histoflow._keys import EMBEDDINGS, SPATIAL_UM, UNS
 from histoflow.models import Estimator, RidgeProbe
 from histoflow.models.inner import LEAST_SECTIONS
 from histoflow.pp import Encoder, Panel, embed_patches, get_encoder
+from histoflow.workflow.tables import write_csv
 
 _RESULTS, _LEADERBOARD = "results.parquet", "leaderboard.csv"
 
@@ -86,8 +87,7 @@ def hest_bench(
     table = pd.concat(parts, ignore_index=True)
     with atomic_path(Path(out) / _RESULTS) as temporary:
         table.to_parquet(temporary, index=False)
-    with atomic_path(Path(out) / _LEADERBOARD) as temporary:
-        bench.hest_leaderboard(table).to_csv(temporary, index=False)
+    write_csv(Path(out) / _LEADERBOARD, bench.hest_leaderboard(table))
     return table
 
 

@@ -7,10 +7,9 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from histoflow._errors import HistoflowError, OptionError, ReadError
-from histoflow._files import file_hash, read_json, value_hash, write_json
+from histoflow._files import file_hash, file_name, read_json, value_hash, write_json
 from histoflow.io import Row, slide_id
 
 ASKED = "cohort.json"
@@ -71,11 +70,6 @@ class Task:
 
 
 _FILES = ("slide", "counts", "spots")
-
-
-def file_name(name: str) -> str:
-    """The name of a file for the id of a section, which may hold a slash."""
-    return quote(name, safe=" ()[]+,=@&#")
 
 
 def plain_row(row: Row) -> dict[str, Any]:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
-import anndata
 import numpy as np
 import pandas as pd
 from anndata import AnnData
@@ -16,7 +16,7 @@ from PIL import Image
 
 from histoflow import bench, io
 from histoflow._errors import MissingSlotError, OptionError, ReadError, SlideMismatchError
-from histoflow._files import atomic_path, read_json, write_json
+from histoflow._files import atomic_path, file_name, read_json, write_json
 from histoflow._keys import SPATIAL_UM, UNS, section_name
 from histoflow.io.tissue import thumbnail
 
@@ -80,14 +80,22 @@ def _kept_prediction(folder: Path, fold: str, section: str, model: str, seed: in
 
 
 def _prediction(path: Path) -> str:
-    if path.suffix.lower() != ".h5ad" or not path.is_file():
-        raise ReadError(f"{path} is no prediction; give an h5ad of histoflow predict, or the folder of an evaluation")
-    try:
-        predicted = anndata.read_h5ad(path)
-    except (OSError, KeyError, ValueError) as err:
-        raise ReadError(f"cannot read {path} ({err}); predict again") from err
+    predicted = read_predicted(path)
     picture, reason = _own_picture(predicted)
     return bench.prediction_page(predicted, picture=picture, no_picture=reason, source=str(path))
+
+
+def read_predicted(path: Path) -> AnnData:
+    """Read a prediction that `histoflow predict` wrote.
+
+    Raises
+    ------
+    ReadError
+        If it is missing, damaged, or no prediction.
+    """
+    if path.suffix.lower() != ".h5ad" or not path.is_file():
+        raise ReadError(f"{path} is no prediction; give an h5ad of histoflow predict, or the folder of an evaluation")
+    return io.read_anndata(path, "prediction")
 
 
 def _own_picture(predicted: AnnData) -> tuple[bench.Picture | None, str]:
@@ -144,7 +152,7 @@ def keep_pictures(folder: Path, sections: Sequence[AnnData], names: Iterable[str
         if section_name(section) not in wanted or section.uns[UNS].get("kind") == "features":
             continue
         picture = tissue_picture(io.open_section_slide(section), section.obsm[SPATIAL_UM])
-        path = folder / PICTURES / f"{section_name(section)}.jpg"
+        path = folder / PICTURES / f"{file_name(section_name(section))}.jpg"
         with atomic_path(path) as temporary:
             temporary.write_bytes(picture.jpeg)
         write_json(path.with_suffix(".json"), {"extent_um": list(picture.extent_um)})
@@ -155,5 +163,5 @@ def read_pictures(folder: Path) -> dict[str, bench.Picture]:
     found = {}
     for path in sorted((folder / PICTURES).glob("*.jpg")):
         left, right, top, bottom = read_json(path.with_suffix(".json"))["extent_um"]
-        found[path.stem] = bench.Picture(path.read_bytes(), (left, right, top, bottom))
+        found[unquote(path.stem)] = bench.Picture(path.read_bytes(), (left, right, top, bottom))
     return found

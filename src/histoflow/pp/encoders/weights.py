@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import struct
 import warnings
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -25,7 +27,11 @@ _SUFFIXES = {".safetensors", ".bin", ".pth", ".pt", ".pt2", ".ckpt"}
 _NESTED = ("state_dict", "model_state_dict", "model", "teacher")
 _WRAPPED = ("module.", "_orig_mod.")
 # What torch's reader raises on bytes that are no checkpoint, beside its own errors.
-_DAMAGED = (pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError)
+_DAMAGED = (
+    *(pickle.UnpicklingError, RuntimeError, ValueError, EOFError, OSError, LookupError, TypeError, AttributeError),
+    *(ArithmeticError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile),
+    MemoryError,  # a length in a pickle for which no room can be had; none was taken
+)
 _WANTED = "give a .safetensors file, a state dict saved by torch, a TorchScript or a torch.export file"
 
 
@@ -63,7 +69,7 @@ def kind_of(path: Path) -> Kind:
                 return _kind_of_archive(archive.namelist())
         with path.open("rb") as handle:
             head = handle.read(9)
-    except (OSError, zipfile.BadZipFile) as err:
+    except _DAMAGED as err:
         raise WeightsError(f"weights {path} cannot be read ({err}); {_WANTED}") from err
     return "safetensors" if head[8:] == b"{" else "state dict"
 
