@@ -284,7 +284,7 @@ def write_h5ad(adata: AnnData, path: str | Path) -> None:
         try:
             with h5py.File(file, "w") as h5:
                 write_elem(h5, "/", adata)
-        except (OSError, RuntimeError, ValueError):
+        except Exception:
             if file.error is None:
                 raise
         if file.error is not None:

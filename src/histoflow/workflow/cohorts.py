@@ -268,7 +268,13 @@ def fit(
     OptionError
         If an option is not offered, the cohort has no reference, or the model is pretrained and learns nothing.
     """
-    chosen = {"panel": panel, "normalize": normalize, "min_counts": min_counts, "seed": seed, "level": level}
+    chosen: dict[str, Any] = {
+        "panel": panel,
+        "normalize": normalize,
+        "min_counts": min_counts,
+        "seed": seed,
+        "level": level,
+    }
     estimator, references, how = planned_fit(cohort, model=model, encoder=encoder, **chosen)
     return estimator.fit(references, **how)
 
