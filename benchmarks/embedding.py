@@ -78,9 +78,15 @@ def lazyslide(slide: Path, name: str, weights: Path, folder: Path, precision: st
 
     from histoflow import io
 
+    class Model(TimmModel):
+        """Its features become float32, as numpy, in which LazySlide gathers them, knows no bfloat16."""
+
+        def encode_image(self, image: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            return super().encode_image(image).float()
+
     wsi = zs.open_wsi(io.open_wsi(slide, mpp=MPP).reader.file)
     wsi.set_mpp(MPP)
-    model = TimmModel(name, pretrained=False, checkpoint_path=str(weights))
+    model = Model(name, pretrained=False, checkpoint_path=str(weights))
     scale = {key: model.model.pretrained_cfg[key] for key in ("mean", "std")}
     plain = v2.Compose([v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(**scale)])
     half = {"amp": True, "autocast_dtype": torch.bfloat16} if precision == "bf16" else {"amp": False}
