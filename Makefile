@@ -3,8 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OUT ?= demo
+LOWEST := .venv-lowest
+LOWEST_EXTRAS := slides hvg encoders report cluster
+# Documentation and the tutorial need libraries of development, which ask for newer ones.
+LOWEST_TESTS := tests --ignore tests/test_docs.py --ignore tests/test_tutorial.py
+comma := ,
 
-.PHONY: demo test install lint bench faults fuzz docs api licences dist clean
+.PHONY: demo test test-lowest install lint bench faults fuzz docs api changelog licences dist wheel-demo clean
 
 $(BIN)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -19,6 +24,23 @@ demo: $(VENV)/.stamp-slides $(VENV)/.stamp-report
 
 test: $(VENV)/.stamp-dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+
+# The lowest versions that pyproject.toml allows of what histoflow needs, and the tests in an environment of them. torch and
+# torchvision stay at the builds of constraints.txt, which are those at hand. Tests of libraries that only development needs
+# say that they were skipped.
+test-lowest: $(LOWEST)/.stamp
+	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_TESTS) $(PYTEST_ARGS)
+
+$(LOWEST)/.stamp: pyproject.toml constraints.txt
+	rm -rf $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
+	grep -E '^torch(vision)?==' constraints.txt > $(LOWEST)/held.txt
+	$(LOWEST)/bin/uv pip compile pyproject.toml $(LOWEST_EXTRAS:%=--extra %) --resolution lowest-direct --quiet \
+		--python $(LOWEST)/bin/python -c $(LOWEST)/held.txt --no-header --no-annotate -o $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt \
+		-e ".[$(subst $() ,$(comma),$(LOWEST_EXTRAS))]" pytest pytest-xdist hypothesis selenium
+	@touch $@
 
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
 
@@ -49,10 +71,20 @@ api: $(VENV)/.stamp-dev
 dist: $(VENV)/.stamp-dev
 	rm -rf dist
 	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	$(BIN)/python .ci/check_dist.py dist
 	$(BIN)/python .ci/licences.py dist/sbom.json
+
+# The demo of the wheel in an empty environment, and that of the checkout: equal figures.
+wheel-demo: $(VENV)/.stamp-dev
+	BIN=$(BIN) .ci/wheel.sh
+
+# The notes in changes/ become the section of a release: make changelog VERSION=0.2.0
+changelog: $(VENV)/.stamp-dev
+	$(BIN)/towncrier build --yes --version $(VERSION)
 
 licences: $(VENV)/.stamp-dev
 	$(BIN)/python .ci/licences.py
 
 clean:
-	rm -rf $(VENV) $(OUT) site dist
+	rm -rf $(VENV) $(LOWEST) $(OUT) site dist

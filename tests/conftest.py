@@ -1,12 +1,16 @@
 """Shared fixtures: the real sections, a throw-away cache, fixed torch threads."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 from tests import torchvision_stub  # noqa: F401  what it repairs is repaired by importing it
+
+from histoflow.models import Network, Training
+from histoflow.models.recipes import RECIPES
 
 settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing about the code
 settings.load_profile("any machine")
@@ -37,3 +41,11 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
     os.environ["HISTOFLOW_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def small_flow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The flow of the default recipe, so small that it is fitted in a second."""
+    network = Network(hidden_dim=8, pairwise_dim=8, n_layers=1, n_heads=2, n_components=4)
+    training = Training(max_epochs=1, crops_per_section=1, n_members=2, n_searches=1)
+    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], network=network, training=training))

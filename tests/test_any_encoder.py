@@ -53,10 +53,15 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module", params=CASES)
+def case(request, tmp_path_factory):
+    """Encoder, weights and width, the same for every method, so that tiles and spots are embedded once."""
+    return CASES[request.param](tmp_path_factory.mktemp("weights"))
+
+
 @pytest.mark.parametrize("method", ["hest_fm", "stflow"])
-@pytest.mark.parametrize("case", CASES)
-def test_every_encoder_goes_through_fit_and_predict(wsi, reference, tmp_path, case, method):
-    encoder, weights, width = CASES[case](tmp_path)
+def test_every_encoder_goes_through_fit_and_predict(wsi, reference, small_flow, case, method):
+    encoder, weights, width = case
     quick = {"n_epochs": 1, "hidden_dim": 8, "n_layers": 1, "n_samples": 2}
     predicted = hf.predict_expression(
         wsi, method=method, reference=reference, fm_backbone=encoder, fm_weight_path=weights, genes=GENES, **quick

@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import anndata
@@ -19,8 +18,7 @@ from tests.test_workflow import PANEL, tiny_cohort
 
 from histoflow import io, models, pp, workflow
 from histoflow.bench import run, runner
-from histoflow.models import Network, RidgeProbe, Training
-from histoflow.models.recipes import RECIPES
+from histoflow.models import RidgeProbe
 from histoflow.pp import Panel, blocks
 
 ROOT = Path(__file__).parents[1]
@@ -36,14 +34,6 @@ def panel_file(tmp_path):
     path = tmp_path / "genes.txt"
     path.write_text("\n".join(PANEL.genes))
     return path
-
-
-@pytest.fixture
-def small_flow(monkeypatch):
-    """The flow, so small that it is fitted in a second."""
-    sizes = {"hidden_dim": 8, "pairwise_dim": 8, "n_layers": 1, "n_heads": 1, "n_components": 4}
-    small = {"network": Network(**sizes), "training": Training(max_epochs=1, crops_per_section=1)}
-    monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], **small))
 
 
 def in_new_process(code: str, *arguments, **environment) -> subprocess.CompletedProcess[str]:

@@ -97,7 +97,7 @@ def test_tiles_are_embedded_at_their_own_size_in_their_order(shared):
 
 
 @pytest.mark.parametrize("method", ["hest_fm", "stflow"])
-def test_every_field_that_is_printed(wsi, reference, method):
+def test_every_field_that_is_printed(wsi, reference, small_flow, method):
     predicted = hf.predict_expression(
         wsi, method=method, reference=reference, fm_backbone="color", genes=GENES, n_epochs=2, hidden_dim=16
     )

@@ -13,16 +13,17 @@ from histoflow.pp.encoders import registry
 
 TUTORIAL = Path(__file__).parents[1] / "docs" / "tutorials" / "stflow.py"
 QUICK = {
-    "N_EPOCHS, HIDDEN_DIM = 80, 256": "N_EPOCHS, HIDDEN_DIM = 2, 32",
-    "Training(max_epochs=N_EPOCHS)": "Training(max_epochs=N_EPOCHS, crops_per_section=2, n_members=1, n_searches=1)",
+    "N_EPOCHS, HIDDEN_DIM = 80, 256": "N_EPOCHS, HIDDEN_DIM = 2, 16",
+    "Training(max_epochs=N_EPOCHS)": "Training(max_epochs=N_EPOCHS, crops_per_section=1, n_members=1, n_searches=1)",
+    '"model").predict(adata_s2)': '"model").predict(adata_s2, n_samples=2)',
 }
 
 
 @pytest.fixture
 def quick(monkeypatch):
     """What the text leaves at its default, made small: the encoder, members, searches, crops and draws."""
-    training = Training(crops_per_section=2, n_members=1, n_searches=1)
-    network = replace(RECIPES["default"].network, hidden_dim=32)
+    training = Training(crops_per_section=1, n_members=1, n_searches=1)
+    network = replace(RECIPES["default"].network, hidden_dim=16)
     monkeypatch.setitem(RECIPES, "default", replace(RECIPES["default"], network=network, training=training))
     monkeypatch.setitem(registry._BUILT_IN, "scatter", quick_scatter)
     draws = hf.predict_expression.__kwdefaults__ | {"n_samples": 2}

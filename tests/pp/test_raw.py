@@ -25,6 +25,12 @@ def wsi(section):
     return io.open_section_slide(section)
 
 
+@pytest.fixture(scope="module")
+def encoded(tmp_path_factory):
+    """Cache of what was encoded, which the recipes share."""
+    return tmp_path_factory.mktemp("encoded")
+
+
 def test_raw_embeddings_need_no_tissue_grid(section, wsi, tmp_path, monkeypatch):
     monkeypatch.delattr(embed_module, "statistics_grid")
     embedded = Embedder(COLOR, RAW, cache_dir=tmp_path).section(section.copy(), wsi)
@@ -36,13 +42,13 @@ def test_raw_embeddings_need_no_tissue_grid(section, wsi, tmp_path, monkeypatch)
 
 @pytest.mark.parametrize("patch_um", [(112.0, 224.0), (224.0, 113.0)])
 @pytest.mark.parametrize("context_um", [(), (250.0, 500.0)])
-def test_standardisation_is_undone(section, wsi, tmp_path, patch_um, context_um):
+def test_standardisation_is_undone(section, wsi, encoded, patch_um, context_um):
     recipe = Recipe(patch_um=patch_um, context_um=context_um, grid_um=224.0)
     side = min(patch_um)
-    raw, _ = Embedder(COLOR, Recipe((side,), (), standardize=False), cache_dir=tmp_path).places(
+    raw, _ = Embedder(COLOR, Recipe((side,), (), standardize=False), cache_dir=encoded).places(
         wsi, section.obsm["spatial"]
     )
-    values, made = Embedder(COLOR, recipe, cache_dir=tmp_path).places(wsi, section.obsm["spatial"])
+    values, made = Embedder(COLOR, recipe, cache_dir=encoded).places(wsi, section.obsm["spatial"])
     undone = raw_field(values, made, patch_um=112.0, n_features=COLOR.n_features)
     np.testing.assert_allclose(undone, raw, atol=1e-5)
     assert np.abs(values[:, : COLOR.n_features] - raw).max() > 0.1
