@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from fuzz import seeds
 from fuzz.mutate import Case
-from histoflow._errors import ManifestError
+from histoflow._errors import HistoflowError, ManifestError
 
 
 def same(case: Case) -> Case:
@@ -189,8 +189,10 @@ def _geojson(folder: Path) -> None:
 def _genes(folder: Path) -> None:
     from histoflow.cli.root import genes_of, panel_of
 
-    panel_of(str(folder / "genes.txt"))
-    genes_of(str(folder / "genes.txt"))
+    path = str(folder / "genes.txt")
+    with contextlib.suppress(HistoflowError):
+        assert genes_of(path) is not None, "no genes of a file that is there"
+    panel_of(path)
 
 
 def _vocabulary(folder: Path) -> None:

@@ -24,6 +24,7 @@ from histoflow._errors import OptionError, OutputError, ProtocolError, ReadError
 from histoflow._files import atomic_path, file_name, read_json, write_json
 from histoflow._keys import UNS
 from histoflow.bench.protocol import models_of, options_of, read_protocol
+from histoflow.cli.root import genes_of, panel_of
 from histoflow.io.images import existing_file, image_size, read_image
 from histoflow.io.scale import stated_scale
 from histoflow.io.spaceranger import frames_of, read_positions
@@ -185,6 +186,25 @@ def test_a_manifest_with_paths_that_cannot_be_is_refused(tmp_path):
     (tmp_path / "c.csv").write_text(f"section,kind,slide\nS1,slide,{'x' * 5000}\nS2,slide,~nobody-of-this-name/y.tif\n")
     with pytest.raises(ValueError, match=r"names files that do not exist: S1 slide .*; S2 slide "):
         io.read_cohort(tmp_path / "c.csv")
+
+
+@pytest.mark.parametrize("content", [b"KRT8\n\xff\xfe\n", b"\x80"])
+def test_lists_of_genes_that_are_no_text_are_refused(content, tmp_path):
+    (tmp_path / "genes.txt").write_bytes(content)
+    for read in (panel_of, genes_of):
+        with pytest.raises(OptionError, match="it is not text"):
+            read(str(tmp_path / "genes.txt"))
+
+
+@pytest.mark.parametrize("text", ["²", "a\0b", "x" * 5000])
+def test_a_panel_that_is_neither_number_nor_file_is_refused(text):
+    with pytest.raises(OptionError, match="neither a number nor a file of gene names"):
+        panel_of(text)
+
+
+def test_a_list_of_genes_from_a_spreadsheet_has_no_mark_in_its_first_name(tmp_path):
+    (tmp_path / "genes.txt").write_bytes(b"\xef\xbb\xbfKRT8\r\nACTB\r\n")
+    assert panel_of(str(tmp_path / "genes.txt")).genes == ("KRT8", "ACTB") == tuple(genes_of(str(tmp_path / "genes.txt")))
 
 
 def png_of(width: int, height: int) -> bytes:

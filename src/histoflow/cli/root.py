@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -68,15 +69,20 @@ def panel_of(text: str) -> int | Panel:
     """A number of genes, or the panel that a file lists, one name per line."""
     from histoflow.pp import Panel
 
-    if text.isdigit():
+    if text.isdecimal():
         return int(text)
+    return Panel(tuple(_lines(text, "--panel", "neither a number nor a file of gene names")))
+
+
+def _lines(text: str, option: str, what: str) -> list[str]:
+    """Lines of a file that are not empty."""
     try:
-        return Panel(tuple(line.strip() for line in Path(text).read_text().splitlines() if line.strip()))
-    except (OSError, UnicodeDecodeError) as err:
+        return [line.strip() for line in Path(text).read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+    except (OSError, ValueError) as err:
         if isinstance(err, OSError) and err.errno in (errno.EIO, errno.ESTALE):
             raise ReadError(f"cannot read {text}: {err.strerror}; check the disk or share it lies on") from err
         why = getattr(err, "strerror", None) or "it is not text"
-        raise OptionError(f"--panel {text} is neither a number nor a file of gene names ({why})") from err
+        raise OptionError(f"{option} {text} is {what} ({why})") from err
 
 
 def level_of(text: str) -> float | None:
@@ -98,11 +104,11 @@ def genes_of(text: str | None) -> list[str] | None:
     """Names in a file, one a line, or in the text itself, with commas between them; None for all."""
     if text is None or text == _EVERY:
         return None
-    path = Path(text)
-    if not path.is_file() and path.suffix.lower() in _LISTS:
+    if os.path.isfile(text):
+        return _lines(text, "--genes", "no file of gene names")
+    if Path(text).suffix.lower() in _LISTS:
         raise OptionError(f"--genes {text} does not exist; give a file of gene names, or the names themselves")
-    listed = path.read_text().splitlines() if path.is_file() else text.split(",")
-    return [name.strip() for name in listed if name.strip()]
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def say(result: dict[str, Any], text: str, *, as_json: bool) -> None:

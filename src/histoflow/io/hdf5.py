@@ -142,6 +142,10 @@ def read_anndata(path: str | Path, what: str) -> AnnData:
     what
         Its part, for texts.
 
+    Returns
+    -------
+    As `anndata.read_h5ad`, in memory.
+
     Raises
     ------
     ReadError
