@@ -1,4 +1,7 @@
-"""`python -m faults`: bring faults about at random points, and tell what was lost, corrupt or unequal."""
+"""`python -m faults`: bring faults about at random points, and tell what was lost, corrupt or unequal.
+
+Run again with the same seed and `--out`, it keeps the points that were fine.
+"""
 
 from __future__ import annotations
 
@@ -25,19 +28,22 @@ def main() -> int:
     options = asked.parse_args()
     shim.load()
     from faults.points import Bench, drawn
+    from faults.scenes import SCENES
     from faults.tables import is_fine, table
 
     seed = int(time.time()) if options.seed is None else options.seed
-    kept = _kept(options.out, seed, options.points)
+    same = {"seed": seed, "n_points": options.points, "only": options.only}
+    kept = _kept(options.out, same)
     print(f"{options.points} points, seed {seed}, {len(kept)} of them known to be fine", flush=True)
     with tempfile.TemporaryDirectory(prefix="histoflow-faults-") as folder:
-        bench = Bench(Path(folder))
-        for number, point in enumerate(drawn(bench, options.points, seed, options.only.split(",")), start=1):
+        scenes = [scene for scene in SCENES if scene.name.startswith(tuple(options.only.split(",")))]
+        bench = Bench(Path(folder), scenes)
+        for number, point in enumerate(drawn(bench, options.points, seed, scenes), start=1):
             if str(number) in kept:
                 continue
             verdict = bench.verdict(point)
             kept[str(number)] = verdict.told()
-            _write(options.out, seed, options.points, kept)
+            _write(options.out, same, kept)
             if verdict.fine:
                 print(f"{number}: {point.where}: ended with {verdict.code}", flush=True)
             else:
@@ -47,23 +53,22 @@ def main() -> int:
     return int(not all(map(is_fine, kept.values())))
 
 
-def _kept(out: Path, seed: int, n_points: int) -> dict[str, Any]:
-    """The points of an earlier run with this seed in which nothing was wrong, by number."""
+def _kept(out: Path, same: dict[str, Any]) -> dict[str, Any]:
+    """The points of an earlier run of the same in which nothing was wrong, by number."""
     from faults.tables import is_fine
 
     told = json.loads(out.read_text()) if out.is_file() else {}
-    if (told.get("seed"), told.get("n_points")) != (seed, n_points):
+    if {name: told.get(name) for name in same} != same:
         return {}
     return {number: point for number, point in told["points"].items() if is_fine(point)}
 
 
-def _write(out: Path, seed: int, n_points: int, kept: dict[str, Any]) -> None:
+def _write(out: Path, same: dict[str, Any], kept: dict[str, Any]) -> None:
     from faults.tables import is_fine, summary
 
     told = {
-        "command": f"python -m faults --points {n_points} --seed {seed}",
-        "seed": seed,
-        "n_points": n_points,
+        "command": f"python -m faults --points {same['n_points']} --seed {same['seed']} --only '{same['only']}'",
+        **same,
         "versions": {name: version(name) for name in ("histoflow", "torch", "numpy", "h5py", "zarr")},
         "machine": platform.platform(),
         "summary": summary(kept.values()),

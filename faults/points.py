@@ -119,13 +119,13 @@ class Done:
 class Bench:
     """Inputs, undisturbed results and a place for the runs, all in one folder."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, scenes: Sequence[Scene] = SCENES) -> None:
         self.folder, self.place = folder / "all", folder / "all" / "place"
         self.place.mkdir(parents=True)
         self.url = ""
         (folder / "all" / "inputs").mkdir()
         self.inputs = Inputs(folder / "all" / "inputs")
-        write_inputs(self.inputs.folder, self._prepare)
+        write_inputs(self.inputs.folder, self._prepare, scenes)
         self.url = serve(self.inputs.folder / "served")
         self.before = digests(self.inputs.folder)
         self._undisturbed: dict[str, dict[str, str]] = {}
@@ -386,10 +386,9 @@ def _size(path: Path) -> int:
     return sum(own.stat().st_size for own in [path, *path.rglob("*")] if own.is_file())
 
 
-def drawn(bench: Bench, n_points: int, seed: int, only: Sequence[str] = ("",)) -> Iterator[Point]:
-    """Draw points: every verb, whose name begins as one of `only`, and fault by weight, the operation at random."""
+def drawn(bench: Bench, n_points: int, seed: int, scenes: Sequence[Scene] = SCENES) -> Iterator[Point]:
+    """Draw points: every verb and fault by weight, the operation at random."""
     rng = np.random.default_rng(seed)
-    scenes = [scene for scene in SCENES if scene.name.startswith(tuple(only))]
     pairs = [(scene, fault) for fault in FAULTS for scene in scenes for _ in range(scene.weight)]
     order = [pairs[i] for _ in range(-(-n_points // len(pairs))) for i in rng.permutation(len(pairs))]
     for scene, fault in order[:n_points]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -79,7 +79,7 @@ class Scene:
     embedded: bool = True
 
 
-def write_inputs(folder: Path, run: Callable[[list[str], Path], None]) -> Inputs:
+def write_inputs(folder: Path, run: Callable[[list[str], Path], None], scenes: Sequence[Scene]) -> Inputs:
     """Write what the scenes are given; `run` runs a command with its cache in a folder."""
     from histoflow.datasets import planted
 
@@ -98,9 +98,10 @@ def write_inputs(folder: Path, run: Callable[[list[str], Path], None]) -> Inputs
         rows[column] = [folder / "toy" / cell if isinstance(cell, str) else "" for cell in rows[column]]
     rows.to_csv(inputs.few)
     run(_fit(inputs, folder), inputs.cache)
-    for command in (_predict("h5ad", inputs, folder / "warm"), _evaluate(inputs, folder / "warm")):
-        run(command, inputs.cache)
-    shutil.rmtree(folder / "warm")
+    for scene in scenes:
+        if scene.embedded and scene.command is not _fit:
+            run(scene.command(inputs, folder / "warm"), inputs.cache)
+            shutil.rmtree(folder / "warm")
     return inputs
 
 

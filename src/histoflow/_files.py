@@ -13,7 +13,9 @@ import os
 import platform
 import re
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -282,13 +284,30 @@ def write_h5ad(adata: AnnData, path: str | Path) -> None:
     adata.strings_to_categoricals()
     with atomic_path(path) as temporary, _Patient(temporary, "w+") as file:
         try:
-            with h5py.File(file, "w") as h5:
+            with _unstopped(), h5py.File(file, "w") as h5:
                 write_elem(h5, "/", adata)
         except Exception:
             if file.error is None:
                 raise
         if file.error is not None:
             raise file.error
+
+
+@contextmanager
+def _unstopped() -> Iterator[None]:
+    """Put off Ctrl-C and SIGTERM to the end of a block in which a library in C calls us, and drops what we raise."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    came: list[int] = []
+    before = {n: signal.signal(n, lambda number, _: came.append(number)) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+        for number in came:
+            signal.raise_signal(number)
 
 
 class _Patient(io.FileIO):

@@ -350,6 +350,20 @@ def test_a_disc_that_takes_no_more_is_not_taken_for_a_cut_connection(file, tmp_p
     assert len(file.requests) == 1
 
 
+def test_what_is_not_the_file_yet_has_a_name_that_says_so(file, tmp_path, monkeypatch):
+    seen, download = [], remote._Resuming.__call__
+
+    def watched(self, url, output_file, pooch):
+        download(self, url, output_file, pooch)
+        seen.extend(path.relative_to(tmp_path).parts[0] for path in tmp_path.rglob("*"))
+
+    monkeypatch.setattr(remote._Resuming, "__call__", watched)
+    fetch(file, tmp_path)
+    assert seen
+    assert all(name.startswith(".tmp-") for name in seen)
+    assert left_over(tmp_path) == ["file.bin"]
+
+
 def test_pooch_stays_silent_and_keeps_its_level(file, tmp_path, monkeypatch):
     logger, heard = pooch.get_logger(), logging.Handler()
     records = []

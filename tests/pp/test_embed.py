@@ -32,6 +32,18 @@ def embedder(folder, **changes) -> Embedder:
     return Embedder(COLOR, RECIPE, cache_dir=folder, **changes)
 
 
+def test_blocks_that_a_killed_run_left_beside_the_whole_go(section, wsi, tmp_path):
+    xy = section.obsm["spatial"][:3]
+    embedder(tmp_path).places(wsi, xy)
+    left = [path.with_suffix(".parts") for path in (tmp_path / "features").glob("*.npy")]
+    for folder in left:
+        folder.mkdir()
+        (folder / "000000.npy").touch()
+    embedder(tmp_path).places(wsi, xy)
+    assert left
+    assert not any(folder.exists() for folder in left)
+
+
 def test_rows_do_not_depend_on_order_company_or_batch(section, wsi, tmp_path):
     xy = section.obsm["spatial"]
     whole, _ = embedder(tmp_path).places(wsi, xy)
