@@ -20,8 +20,10 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
 from histoflow.flow.dropout import Keep
 from histoflow.flow.gated import Gated
 
@@ -128,12 +130,90 @@ class _Attend(torch.autograd.Function):
         return (*gradient, None, None, None)
 
 
-def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Iterator[_Block]:
+def _blocks(
+    inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None
+) -> Iterator[_Block | _CompiledBlock]:
     n_spots, n_near = near.index.shape
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     size = max(1, numbers // (n_near * inputs.sender.shape[1]))
     for start in range(0, n_spots, size):
-        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)), edge_part)
+        rows = slice(start, min(start + size, n_spots))
+        yield (_CompiledBlock if kernels_for(inputs.value) else _Block)(inputs, near, chance, rows, edge_part)
+
+
+class _CompiledBlock:
+    """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices.
+
+    Heads know nothing of each other: threads take one or several each and never write to the same number.
+    """
+
+    def __init__(
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+    ) -> None:
+        self.inputs, self.rows = inputs, rows
+        self.kernels = kernels_for(inputs.value)
+        self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
+        self.edge, first = inputs.edge[rows], rows.start * n_near * self.n_heads
+        if edge_part is None:
+            self.part = edges_in_first_layer(self.edge, inputs.to_edge)
+        else:
+            self.part = edge_part[first : first + self.edge.shape[0] * n_near * self.n_heads]
+        self.spots = self.kernels.Spots(
+            self._by_head(inputs.receiver[rows]),
+            self._by_head(inputs.sender),
+            self._by_head(self.part.view(*self.edge.shape[:2], -1)),
+            self._by_head(inputs.value),
+            self._by_head(self.edge),
+            array(near.index[rows]),
+            array(near.mask[rows]),
+        )
+        key = chance.key, rows.start
+        self.choice = choice_of(self.kernels, Keep.of(self.part[:, : len(inputs.weight)], chance.inside, (*key, 0)))
+        self.last = self.kernels.ReadOut(
+            array(inputs.weight),
+            array(inputs.bias),
+            epsilon_of(inputs.weight, chance.epsilon),
+            self._factors(chance.inside, (*key, 1)),
+            self._factors(chance.weights, (*key, 2)),
+        )
+
+    def _by_head(self, x: Tensor) -> NDArray[Any]:
+        return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
+
+    def _factors(self, rate: float, key: tuple[int, ...]) -> NDArray[Any]:
+        """What dropout multiplies every edge and head with: 0, or more than 1."""
+        factors = self.inputs.weight.new_full((*self.edge.shape[:2], self.n_heads), 1 / (1 - rate))
+        return array(Keep.of(factors, rate, key).zero_(factors))
+
+    def attended(self) -> Tensor:
+        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
+        width = self.inputs.value.shape[1] + self.edge.shape[2]
+        attended = self.inputs.value.new_empty(len(self.edge), width)
+        found = array(attended)
+        in_parts(lambda heads: self.kernels.attend(self.spots, self.choice, self.last, heads, found), self.n_heads)
+        return attended
+
+    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
+        """Add what these edges contribute to the gradient of every input."""
+        d_edge, d_part = gradient.edge[self.rows], torch.empty_like(self.part)
+        last = self.part.new_zeros(self.n_heads, len(self.inputs.weight) + 1)
+        into = self.kernels.Gradient(
+            self._by_head(gradient.receiver[self.rows]),
+            self._by_head(gradient.sender),
+            self._by_head(d_part.view(*self.edge.shape[:2], -1)),
+            self._by_head(gradient.value),
+            self._by_head(d_edge),
+            array(last),
+        )
+        given = array(d_attended)
+        in_parts(
+            lambda heads: self.kernels.attend_backward(self.spots, self.choice, self.last, heads, given, into),
+            self.n_heads,
+        )
+        gradient.weight.add_(last[:, :-1].sum(dim=0))
+        gradient.bias.add_(last[:, -1].sum())
+        gradient.to_edge.addmm_(d_part.t(), self.edge.reshape(len(d_part), -1))
+        d_edge.view(len(d_part), -1).addmm_(d_part, self.inputs.to_edge)
 
 
 class _Block:

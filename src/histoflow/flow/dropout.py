@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -48,31 +50,45 @@ class _Drop(torch.autograd.Function):
 
 
 class Keep:
-    """Which numbers of a tensor are kept, the others set to zero; none are where the rate is 0."""
+    """Which numbers of a tensor are kept, the others set to zero; all are where the rate is 0.
 
-    def __init__(self, masks: tuple[Tensor, ...]) -> None:
-        self._masks = masks
+    Attributes
+    ----------
+    words
+        Random words, shape (ceil(n_rows / 2), …), int32: the upper halves are of the first rows, the lower ones of the
+        others. One row of zeros where nothing is dropped.
+    least
+        A number is kept if its half, moved to the upper end, is at least this.
+    """
+
+    def __init__(self, words: Tensor, least: int, size: int) -> None:
+        self.words, self.least, self._size = words, least, size
 
     @classmethod
     def of(cls, x: Tensor, rate: float, key: tuple[int, ...]) -> Keep:
         """Choose for the numbers of `x`, each dropped with probability `rate`; the same for the same key and shape."""
         if not rate:
-            return cls(())
-        least = round(rate * 2**16) - 2**15  # 16 random bits, read as a signed integer, are at least this if kept
-        words = _words(-(-x.numel() // 2), key, x.device)
-        if x.element_size() == 2:
-            return cls((words.view(torch.int16).ge_(least),))
-        low = words << 16  # the lower half of every word, moved to where a comparison sees it first
-        return cls(tuple(half.ge_(least * 2**16) for half in (words, low)))
+            return cls(torch.zeros(1, *x.shape[1:], dtype=torch.int32, device=x.device), -(2**31), x.numel())
+        least = (min(round(rate * 2**16), 2**16 - 1) - 2**15) * 2**16
+        shape = (-(-len(x) // 2), *x.shape[1:])
+        return cls(_words(math.prod(shape), key, x.device).view(shape), least, x.numel())
+
+    @cached_property
+    def _masks(self) -> tuple[Tensor, ...]:
+        if self.least == -(2**31):
+            return ()
+        flat = self.words.view(-1)
+        return flat.clone().ge_(self.least), (flat << 16).ge_(self.least)
 
     def zero_(self, x: Tensor) -> Tensor:
-        """Set what is dropped to zero, in place, in a contiguous tensor of the shape that was chosen for."""
+        """Set what is dropped to zero, in place, in a contiguous tensor of the chosen shape or in several such in one."""
         # The bits of a float times the integer 0 or 1: several times faster on a CPU than torch.where.
-        flat, start = x.view(-1).view(_BITS[x.element_size()]), 0
-        for mask in self._masks:
-            part = flat[start : start + len(mask)]
-            part.mul_(mask[: len(part)])
-            start += len(mask)
+        for copy in x.view(-1).view(_BITS[x.element_size()]).split(self._size) if self._masks else ():
+            start = 0
+            for mask in self._masks:
+                part = copy[start : start + len(mask)]
+                part.mul_(mask[: len(part)])
+                start += len(mask)
         return x
 
 

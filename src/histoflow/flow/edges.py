@@ -1,18 +1,23 @@
 """Embedded geometry of edges, averaged over frames, block by block: no array of edges times frames outlives its block.
 
-Without dropout on its result the last layer, being linear, follows the mean over frames instead of preceding it: a
-quarter of the work.
+What dropout chooses for an edge, inside the network and of its result, holds under all four frames, so that the mean
+over frames knows no frame in training, either; the published network chooses for every frame anew. The last layer,
+being linear, then follows the mean instead of preceding it: a quarter of the work.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
 from histoflow.flow.dropout import Keep, new_key
 from histoflow.flow.gated import Gated, GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
@@ -81,44 +86,94 @@ class _Embed(torch.autograd.Function):
 def _blocks(weights: _Weights, geometry: EdgeGeometry, chance: _Chance) -> Iterator[_Block]:
     numbers = _BLOCK_NUMBERS if geometry.distance.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     size = max(1, numbers // (4 * len(weights.first)))
+    kind = _CompiledBlock if kernels_for(weights.first) else _PlainBlock
     for start in range(0, len(geometry.distance), size):
-        yield _Block(weights, geometry, chance, slice(start, min(start + size, len(geometry.distance))))
+        yield kind(weights, geometry, chance, slice(start, min(start + size, len(geometry.distance))))
 
 
-class _Block:
-    """Edges `rows` under four frames, one frame after the other."""
+class _Block(ABC):
+    """Edges `rows`, embedded from normalised rows averaged over frames, (n_edges, width / 2)."""
 
     def __init__(self, weights: _Weights, geometry: EdgeGeometry, chance: _Chance, rows: slice) -> None:
         self.weights, self.chance, self.rows = weights, chance, rows
-        frames = EdgeGeometry(*(part[rows] for part in geometry)).frames().transpose(0, 1).flatten(0, 1)
-        self.n_edges = len(frames) // 4
-        self.inputs = torch.nn.functional.pad(frames, (0, 1), value=1.0)
-        self.gated = Gated.of(self.inputs @ weights.first.t(), chance.rate, (chance.key, rows.start, 0))
-        mean, self.inverse = self.gated.moments(chance.epsilon)
-        self.normal = (self.gated.x - mean[:, None]).mul_(self.inverse[:, None])
+        self.geometry = EdgeGeometry(*(part[rows] for part in geometry))
 
-    def _keep(self, like: Tensor) -> Keep:
-        return Keep.of(like, self.chance.rate, (self.chance.key, self.rows.start, 1))
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Normalised rows, averaged over frames."""
 
-    def _by_frame(self, x: Tensor) -> Tensor:
-        return x.view(4, self.n_edges, -1)
+    @abstractmethod
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        """Add to the gradient of the first layer; normalised rows, averaged, once more."""
 
     def embedded(self) -> Tensor:
         """Mean over frames, (n_edges, n_out)."""
-        _, last, bias = self.weights
-        if not self.chance.rate:
-            return linear(self._by_frame(self.normal).mean(dim=0), last, bias)
-        result = linear(self.normal, last, bias)
-        return self._by_frame(self._keep(result).zero_(result)).sum(dim=0).div_(4 * (1 - self.chance.rate))
+        return self._dropped(linear(self.mean(), self.weights.last, self.weights.bias))
 
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
-        d_result = (d_embedded / (4 * (1 - self.chance.rate))).repeat(4, 1)
-        self._keep(d_result).zero_(d_result)
-        gradient.last.addmm_(d_result.t(), self.normal)
+        d_result = self._dropped(d_embedded.clone())
+        mean = self.mean_backward(d_result @ self.weights.last, gradient.first)
+        gradient.last.addmm_(d_result.t(), mean)
         gradient.bias.add_(d_result.sum(dim=0))
-        d_normal, normal = d_result @ self.weights.last, self.normal
-        width = normal.shape[1]
+
+    def _dropped(self, result: Tensor) -> Tensor:
+        rate = self.chance.rate
+        return Keep.of(result, rate, self._key(1)).zero_(result.div_(1 - rate)) if rate else result
+
+    def _key(self, part: int) -> tuple[int, int, int]:
+        return self.chance.key, self.rows.start, part
+
+
+class _CompiledBlock(_Block):
+    """As `_PlainBlock`, in one compiled loop; threads take edges."""
+
+    def mean(self) -> Tensor:
+        mean = self._new_mean()
+        kernels, given, into = kernels_for(mean), self._given(mean), array(mean)
+        in_parts(lambda edges: kernels.embed(*given, edges, into), len(mean))
+        return mean
+
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        mean = self._new_mean()
+        kernels, given, into, wanted = kernels_for(mean), self._given(mean), array(mean), array(d_mean)
+        found: list[NDArray[Any]] = []
+
+        def work(edges: tuple[int, int]) -> None:
+            found.append(np.zeros_like(given[2]))
+            kernels.embed_backward(*given, edges, wanted, into, found[-1])
+
+        in_parts(work, len(mean))
+        d_first.add_(torch.from_numpy(np.sum(found, axis=0).T))
+        return mean
+
+    def _new_mean(self) -> Tensor:
+        return self.weights.first.new_empty(len(self.geometry.distance), self.weights.last.shape[1])
+
+    def _given(self, mean: Tensor) -> tuple[Any, ...]:
+        chosen = choice_of(kernels_for(mean), Keep.of(mean, self.chance.rate, self._key(0)))
+        given = (*self.geometry, self.weights.first.t())
+        return *(array(one) for one in given), chosen, epsilon_of(mean, self.chance.epsilon)
+
+
+class _PlainBlock(_Block):
+    """One frame after the other, in torch."""
+
+    def mean(self) -> Tensor:
+        return self._normal()[2].view(4, -1, self.weights.last.shape[1]).mean(dim=0)
+
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        inputs, gated, normal, inverse = self._normal()
+        d_normal, width = (d_mean / 4).repeat(4, 1), normal.shape[1]
         along = torch.linalg.vecdot(d_normal, normal).div_(-width)
         d_x = d_normal.sub_(d_normal.sum(dim=1, keepdim=True).div_(width)).addcmul_(normal, along[:, None])
-        gradient.first.addmm_(self.gated.backward_(d_x.mul_(self.inverse[:, None])).t(), self.inputs)
+        d_first.addmm_(gated.backward_(d_x.mul_(inverse[:, None])).t(), inputs)
+        return normal.view(4, -1, width).mean(dim=0)
+
+    def _normal(self) -> tuple[Tensor, Gated, Tensor, Tensor]:
+        """Inputs, gated and normalised rows of the frames, and the inverse spread of each."""
+        frames = self.geometry.frames().transpose(0, 1).flatten(0, 1)
+        inputs = torch.nn.functional.pad(frames, (0, 1), value=1.0)
+        gated = Gated.of(inputs @ self.weights.first.t(), self.chance.rate, self._key(0), n_copies=4)
+        mean, inverse = gated.moments(self.chance.epsilon)
+        return inputs, gated, (gated.x - mean[:, None]).mul_(inverse[:, None]), inverse

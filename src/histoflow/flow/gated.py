@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
-from histoflow.flow.dropout import Dropout, Keep
+from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
+from histoflow.flow.dropout import Dropout, Keep, new_key
 
 
 class GatedMLP(nn.Module):
@@ -23,8 +25,16 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        result: Tensor = self.dropout(self.fc2(self.norm(self.dropout(silu(gate) * value))))
+        packed = self.fc1(x)
+        packed = packed.float() if packed.dtype == torch.bfloat16 else packed
+        if kernels_for(packed) is None:
+            gate, value = packed.chunk(2, dim=-1)
+            normal = self.norm(self.dropout(silu(gate) * value))
+            result: Tensor = self.dropout(self.fc2(normal))
+            return result
+        rate = self.dropout.rate
+        normal = _Normalize.apply(packed, self.epsilon, rate, new_key() if rate else 0)  # type: ignore[no-untyped-call]
+        result = self.dropout(linear(normal, *self.read_out()))
         return result
 
     def read_out(self) -> tuple[Tensor, Tensor]:
@@ -36,6 +46,38 @@ class GatedMLP(nn.Module):
     def epsilon(self) -> float:
         """That of the norm, for numbers which dropout has not rescaled: the norm makes up for any scale but this."""
         return float(self.norm.eps) * (1 - self.dropout.rate) ** 2
+
+
+class _Normalize(torch.autograd.Function):
+    """Gated rows, dropped and normalised, in one compiled pass each way; only what was gated is kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, epsilon: float, rate: float, key: int) -> Tensor:
+        rows = packed.reshape(-1, packed.shape[-1])
+        normal = rows.new_empty(len(rows), rows.shape[1] // 2)
+        ctx.save_for_backward(packed)
+        ctx.chance = epsilon, rate, key
+        kernels, choice = kernels_for(packed), _choice(normal, rate, key)
+        arrays, spread = (array(rows), array(normal)), epsilon_of(packed, epsilon)
+        in_parts(lambda part: kernels.normalize(arrays[0], choice, spread, part, arrays[1]), len(rows))
+        return normal.view(*packed.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_normal: Tensor) -> tuple[Tensor | None, ...]:
+        (packed,), (epsilon, rate, key) = ctx.saved_tensors, ctx.chance
+        rows, d_rows = packed.reshape(-1, packed.shape[-1]), d_normal.reshape(-1, d_normal.shape[-1])
+        d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
+        kernels, choice = kernels_for(packed), _choice(d_rows, rate, key)
+        arrays, spread = (array(rows), array(d_rows), array(d_packed)), epsilon_of(packed, epsilon)
+        in_parts(
+            lambda part: kernels.normalize_backward(arrays[0], choice, spread, part, arrays[1], arrays[2]), len(rows)
+        )
+        return d_packed.view(packed.shape), None, None, None
+
+
+def _choice(like: Tensor, rate: float, key: int) -> Any:
+    return choice_of(kernels_for(like), Keep.of(like, rate, (key,)))
 
 
 @dataclass(frozen=True)
@@ -60,12 +102,12 @@ class Gated:
     keep: Keep
 
     @classmethod
-    def of(cls, packed: Tensor, rate: float, key: tuple[int, ...]) -> Gated:
-        """Gate the rows of `packed`."""
+    def of(cls, packed: Tensor, rate: float, key: tuple[int, ...], n_copies: int = 1) -> Gated:
+        """Gate the rows of `packed`: dropout chooses for the first of so many copies of them and for the others alike."""
         gate, value = packed.chunk(2, dim=-1)
         opened = silu(gate)
         x = opened * value
-        keep = Keep.of(x, rate, key)
+        keep = Keep.of(x[: len(x) // n_copies], rate, key)
         return cls(packed, opened, keep.zero_(x), keep)
 
     def moments(self, epsilon: float) -> tuple[Tensor, Tensor]:
