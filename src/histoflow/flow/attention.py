@@ -97,7 +97,7 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
     """
     with torch.autocast(inputs.value.device.type, enabled=False):
         # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
-        arguments = [one.float() if one.dtype == torch.bfloat16 else one for one in inputs]
+        arguments = [(one.float() if one.dtype == torch.bfloat16 else one).contiguous() for one in inputs]
         attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
     return attended
 

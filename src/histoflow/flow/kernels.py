@@ -11,10 +11,13 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import llvmlite.binding
 import numba
 import numpy as np
 from numba.extending import overload
 from numpy.typing import NDArray
+
+llvmlite.binding.set_option("", "-runtime-memory-check-threshold=64")  # so that loops over many rows become vectors
 
 Array = NDArray[Any]
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
@@ -158,17 +161,24 @@ def attend_backward(
             _softmax(excess, last, spots.mask, i, h, softmax)
             _average_backward(spots, last, softmax, i, h, d_attended, d_logit, gradient)
             _softmax_backward(softmax, last, i, h, d_logit)
-            gradient.receiver[i, h] = 0
+            gradient.receiver[i, h], centre = 0, dtype.type(0)
             for k in range(n_near):
                 slope = d_logit[k] * inverse[k]
                 bend = -slope * inverse[k] * excess[k] / dtype.type(width)
-                _bend(x[k], last.weight, weight_mean, mean[k], slope, bend, d_x, gradient.last[h])
                 gradient.last[h, width] += d_logit[k]
-                d_packed = gradient.part[i, k, h]
-                _times(d_x, by_gate[k], d_packed[:width])
-                _times(d_x, by_value[k], d_packed[width:])
-                _add(d_packed, gradient.receiver[i, h])
-                _add(d_packed, gradient.sender[spots.index[i, k], h])
+                _row_backward(x[k], last.weight, weight_mean, mean[k], slope, bend, d_x)
+                _add_scaled(x[k], slope, gradient.last[h, :width])
+                centre += slope * mean[k]
+                _unpack(
+                    d_x,
+                    by_gate[k],
+                    by_value[k],
+                    gradient.part[i, k, h],
+                    gradient.receiver[i, h],
+                    gradient.sender[spots.index[i, k], h],
+                )
+            for d in range(width):
+                gradient.last[h, d] -= centre
 
 
 @_compiled
@@ -413,14 +423,29 @@ def _average_backward(
 
 
 @_compiled
-def _bend(
-    x: Array, weight: Array, weight_mean: Any, mean: Any, slope: Any, bend: Any, d_x: Array, d_weight: Array
-) -> None:
-    """Gradient of a row from that of its logit, and what it adds to that of the last layer."""
+def _row_backward(x: Array, weight: Array, weight_mean: Any, mean: Any, slope: Any, bend: Any, d_x: Array) -> None:
+    """Gradient of a row from that of its logit."""
+    constant = -slope * weight_mean - bend * mean
     for d in range(len(x)):
-        centred = x[d] - mean
-        d_x[d] = slope * (weight[d] - weight_mean) + bend * centred
-        d_weight[d] += slope * centred
+        d_x[d] = slope * weight[d] + bend * x[d] + constant
+
+
+@_compiled
+def _unpack(
+    d_x: Array, by_gate: Array, by_value: Array, d_packed: Array, total: Array, other: Array
+) -> None:
+    """Gradient of a row before its gate, set in `d_packed` and added to two totals."""
+    width = len(d_x)
+    for d in range(width):
+        own = d_x[d] * by_gate[d]
+        d_packed[d] = own
+        total[d] += own
+        other[d] += own
+    for d in range(width):
+        own = d_x[d] * by_value[d]
+        d_packed[d + width] = own
+        total[d + width] += own
+        other[d + width] += own
 
 
 @_compiled
