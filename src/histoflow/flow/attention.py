@@ -23,11 +23,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
+from histoflow.flow.compiled import array, choice_of, in_parts, kernels_for
 from histoflow.flow.dropout import Keep
 from histoflow.flow.gated import Gated
 
-_BLOCK_NUMBERS = 1 << 19
+_BLOCK_NUMBERS = 1 << 20
 """Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
@@ -104,7 +104,7 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
 
 def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
     """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W)."""
-    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
+    return (edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()).to(edge.dtype)
 
 
 class _Attend(torch.autograd.Function):
@@ -150,7 +150,7 @@ class _CompiledBlock:
     def __init__(
         self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
     ) -> None:
-        self.inputs, self.rows = inputs, rows
+        self.inputs, self.rows, self.key = inputs, rows, chance.key
         self.kernels = kernels_for(inputs.value)
         self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
         self.edge, first = inputs.edge[rows], rows.start * n_near * self.n_heads
@@ -167,23 +167,22 @@ class _CompiledBlock:
             array(near.index[rows]),
             array(near.mask[rows]),
         )
-        key = chance.key, rows.start
-        self.choice = choice_of(self.kernels, Keep.of(self.part[:, : len(inputs.weight)], chance.inside, (*key, 0)))
+        self.choice = self._choice(self.part[:, : len(inputs.weight)], chance.inside, 0)
+        of_edges = self.part.view(-1, self.n_heads, len(inputs.to_edge))[..., 0]
+        scales = [1 / (1 - chance.inside), 1 / (1 - chance.weights)]
         self.last = self.kernels.ReadOut(
             array(inputs.weight),
             array(inputs.bias),
-            epsilon_of(inputs.weight, chance.epsilon),
-            self._factors(chance.inside, (*key, 1)),
-            self._factors(chance.weights, (*key, 2)),
+            array(inputs.weight.new_tensor([chance.epsilon, *scales])),
+            self._choice(of_edges, chance.inside, 1),
+            self._choice(of_edges, chance.weights, 2),
         )
+
+    def _choice(self, like: Tensor, rate: float, part: int) -> Any:
+        return choice_of(self.kernels, Keep.of(like, rate, (self.key, self.rows.start, part)))
 
     def _by_head(self, x: Tensor) -> NDArray[Any]:
         return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
-
-    def _factors(self, rate: float, key: tuple[int, ...]) -> NDArray[Any]:
-        """What dropout multiplies every edge and head with: 0, or more than 1."""
-        factors = self.inputs.weight.new_full((*self.edge.shape[:2], self.n_heads), 1 / (1 - rate))
-        return array(Keep.of(factors, rate, key).zero_(factors))
 
     def attended(self) -> Tensor:
         """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
@@ -249,11 +248,11 @@ class _Block:
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Softmax over real neighbours, all zero where there are none; and what is left of it by dropout."""
         logits = (self.excess + self.inputs.bias).view(self.shape)
-        self.keep_logits = Keep.of(logits, self.chance.inside, self._key(1))
+        self.keep_logits = Keep.of(logits.flatten(0, 1), self.chance.inside, self._key(1))
         logits = self.keep_logits.zero_(logits) / (1 - self.chance.inside)
         lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
         softmax = logits.masked_fill(~self.mask[..., None], lowest).softmax(dim=1) * self.mask[..., None]
-        self.keep_weights = Keep.of(softmax, self.chance.weights, self._key(2))
+        self.keep_weights = Keep.of(softmax.flatten(0, 1), self.chance.weights, self._key(2))
         return softmax, self.keep_weights.zero_(softmax / (1 - self.chance.weights))
 
     def _values(self) -> Tensor:

@@ -49,6 +49,9 @@ class SpotContext:
     edges
         Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim); None where it is too large to be held and
         is computed anew for every call, block by block.
+    shares
+        Of the edges in the first layer of each attention network, shapes (n_spots, K * n_heads, pairwise_dim); None
+        where a gradient is wanted or they are too large.
     """
 
     image: Tensor
@@ -56,6 +59,7 @@ class SpotContext:
     mask: Tensor
     geometry: EdgeGeometry
     edges: tuple[Tensor, ...] | None
+    shares: tuple[Tensor, ...] | None
 
 
 class Denoiser(nn.Module):
@@ -145,7 +149,17 @@ class Denoiser(nn.Module):
         n_numbers = index.numel() * len(self.edges) * self.pairwise_dim
         held = torch.is_grad_enabled() or n_numbers <= _HELD_NUMBERS
         edges = tuple(embed(*geometry) for embed in self.edges) if held else None
-        return SpotContext(self.image(embedding).to(embedding.dtype), index, mask, geometry, edges)
+        image = self.image(embedding).to(embedding.dtype)
+        return SpotContext(image, index, mask, geometry, edges, self._edge_shares(edges))
+
+    def _edge_shares(self, edges: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        """Shares of edges in the first layers, if they may be held: calls of the network then take no product of edges."""
+        pairs = list(zip(edges, self.layers, strict=True)) if edges else []
+        n_numbers = sum(edge.numel() * layer.n_heads for edge, layer in pairs)
+        if edges is None or torch.is_grad_enabled() or n_numbers > _HELD_NUMBERS:
+            return None
+        found = (edges_in_first_layer(edge, layer.first_layer()[2]) for edge, layer in pairs)
+        return tuple(share.view(len(edges[0]), -1, share.shape[1]) for share in found)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
         """Estimate the data behind a noisy sample.
@@ -181,13 +195,13 @@ class Denoiser(nn.Module):
             estimates.append(torch.stack(expressions))
         return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
 
-    def _edge(self, context: SpotContext, layer: int, rows: slice) -> Tensor:
-        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim)."""
+    def _edge(self, context: SpotContext, layer: int, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim), and their shares, if they are held."""
         if context.edges is not None:
-            return context.edges[layer][rows]
+            shares = context.shares[layer][rows].flatten(0, 1) if context.shares else None
+            return context.edges[layer][rows], shares
         projection, distance = context.geometry
-        embedded: Tensor = self.edges[layer](projection[rows], distance[rows])
-        return embedded
+        return self.edges[layer](projection[rows], distance[rows]), None
 
 
 class _Shares(NamedTuple):
@@ -241,7 +255,7 @@ class DenoiserLayer(nn.Module):
         self,
         tokens: list[Tensor],
         expressions: list[Tensor],
-        edge_of: Callable[[slice], Tensor],
+        edge_of: Callable[[slice], tuple[Tensor, Tensor | None]],
         context: SpotContext,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """New tokens (n_spots, hidden_dim) and estimates of log1p expression (n_spots, n_genes), for each draw.
@@ -254,15 +268,15 @@ class DenoiserLayer(nn.Module):
         found = []
         for start in range(0, max(1, n_spots), size):
             rows = slice(start, start + size)
-            edge, near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
-            to_edge = self._first_layer()[2]
-            part = edges_in_first_layer(edge, to_edge) if len(tokens) > 1 and not torch.is_grad_enabled() else None
+            (edge, part), near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
+            if part is None and len(tokens) > 1 and not torch.is_grad_enabled():
+                part = edges_in_first_layer(edge, self.first_layer()[2])
             blocks = zip(tokens, shares, strict=True)
             found.append([self._update(token[rows], own.of(rows), edge, near, part) for token, own in blocks])
         joined = [tuple(torch.cat(parts) for parts in zip(*draw, strict=True)) for draw in zip(*found, strict=True)]
         return [token for token, _ in joined], [expression for _, expression in joined]
 
-    def _first_layer(self) -> tuple[Tensor, ...]:
+    def first_layer(self) -> tuple[Tensor, ...]:
         """Weights of the first layer of the attention network, for query, key, edge and expression difference.
 
         It is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i] is a sum over spots and edges: the
@@ -272,7 +286,7 @@ class DenoiserLayer(nn.Module):
 
     def _shares(self, token: Tensor, expression: Tensor) -> _Shares:
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
-        _, to_key, _, to_difference = self._first_layer()
+        _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
         return _Shares(query, shared, (linear(key, to_key) + shared).flatten(1), value.flatten(1))
 
@@ -280,7 +294,7 @@ class DenoiserLayer(nn.Module):
         self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """New tokens and estimates of the spots of a block."""
-        to_query, _, to_edge, _ = self._first_layer()
+        to_query, _, to_edge, _ = self.first_layer()
         receiver = linear(shares.query, to_query, self.attention.fc1.bias) - shares.shared
         weight, bias = self.attention.read_out()
         inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)

@@ -22,7 +22,7 @@ from histoflow.flow.dropout import Keep, new_key
 from histoflow.flow.gated import Gated, GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
 
-_BLOCK_NUMBERS = 1 << 19
+_BLOCK_NUMBERS = 1 << 21
 """Numbers of a block at most, edges times frames times width: they stay in the cache of a processor."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 

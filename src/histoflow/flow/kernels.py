@@ -81,17 +81,17 @@ class ReadOut(NamedTuple):
     ----------
     weight, bias
         Shapes (W / 2,) and (1,).
-    epsilon
-        Of the norm, shape (1,).
+    constants
+        Epsilon of the norm, and what logits and weights that are kept are multiplied with, shape (3,).
     logits, weights
-        Factors from dropout of logits and of the neighbours' weights, shape (n, K, H).
+        Which logits and weights of neighbours are kept, as rows of (n * K, H).
     """
 
     weight: Array
     bias: Array
-    epsilon: Array
-    logits: Array
-    weights: Array
+    constants: Array
+    logits: Choice
+    weights: Choice
 
 
 class Gradient(NamedTuple):
@@ -129,7 +129,7 @@ def attend(spots: Spots, choice: Choice, last: ReadOut, heads: tuple[int, int], 
                     spots.part[i, k, h],
                     choice,
                     row,
-                    last.epsilon[0],
+                    last.constants[0],
                     last.weight,
                 )
                 excess[k] = (along - mean * weight_sum) * inverse
@@ -155,7 +155,7 @@ def attend_backward(
                 _add3(spots.receiver[i, h], spots.sender[spots.index[i, k], h], spots.part[i, k, h], packed)
                 row = (i * n_near + k) * spots.receiver.shape[1] + h
                 mean[k], inverse[k] = _gate_with_slopes(
-                    packed, choice, row, last.epsilon[0], x[k], by_gate[k], by_value[k]
+                    packed, choice, row, last.constants[0], x[k], by_gate[k], by_value[k]
                 )
                 excess[k] = _excess(x[k], last.weight, mean[k], inverse[k])
             _softmax(excess, last, spots.mask, i, h, softmax)
@@ -310,6 +310,14 @@ def _gate(packed: Array, choice: Choice, row: int, epsilon: Any, x: Array) -> An
 
 
 @_compiled
+def _factor(choice: Choice, row: int, column: int, scale: Any) -> Any:
+    half = len(choice.words)
+    bits = choice.words[min(row - half * (row >= half), half - 1), column]
+    kept = np.int32(bits << np.int32(16 * (row >= half))) >= np.int32(choice.least)
+    return scale if kept else scale * 0
+
+
+@_compiled
 def _read_out(
     first: Array, second: Array, third: Array, choice: Choice, row: int, epsilon: Any, weight: Array
 ) -> Any:
@@ -367,7 +375,7 @@ def _softmax(excess: Array, last: ReadOut, mask: Array, i: int, h: int, softmax:
     """Over real neighbours, all zero where there are none."""
     highest, total = softmax.dtype.type(-math.inf), softmax.dtype.type(0)
     for k in range(len(excess)):
-        softmax[k] = (excess[k] + last.bias[0]) * last.logits[i, k, h]
+        softmax[k] = (excess[k] + last.bias[0]) * _factor(last.logits, i * len(softmax) + k, h, last.constants[1])
         if mask[i, k]:
             highest = max(highest, softmax[k])
     for k in range(len(excess)):
@@ -382,10 +390,10 @@ def _softmax_backward(softmax: Array, last: ReadOut, i: int, h: int, d_logit: Ar
     """From the gradient of weights after dropout to that of logits before it, in place."""
     total = softmax.dtype.type(0)
     for k in range(len(softmax)):
-        d_logit[k] *= last.weights[i, k, h]
+        d_logit[k] *= _factor(last.weights, i * len(softmax) + k, h, last.constants[2])
         total += d_logit[k] * softmax[k]
     for k in range(len(softmax)):
-        d_logit[k] = softmax[k] * (d_logit[k] - total) * last.logits[i, k, h]
+        d_logit[k] = softmax[k] * (d_logit[k] - total) * _factor(last.logits, i * len(softmax) + k, h, last.constants[1])
 
 
 @_compiled
@@ -395,7 +403,7 @@ def _average(spots: Spots, last: ReadOut, softmax: Array, i: int, h: int, attend
     of_value, of_edge = attended[i, h * n_value : (h + 1) * n_value], attended[i, start : start + n_edge]
     of_value[:], of_edge[:] = 0, 0
     for k in range(len(softmax)):
-        weight = softmax[k] * last.weights[i, k, h]
+        weight = softmax[k] * _factor(last.weights, i * len(softmax) + k, h, last.constants[2])
         _add_scaled(spots.value[spots.index[i, k], h], weight, of_value)
         _add_scaled(spots.edge[i, k, h], weight, of_edge)
 
@@ -415,7 +423,7 @@ def _average_backward(
     start = spots.value.shape[1] * n_value + h * n_edge
     d_value, d_edge = d_attended[i, h * n_value : (h + 1) * n_value], d_attended[i, start : start + n_edge]
     for k in range(len(softmax)):
-        j, weight = spots.index[i, k], softmax[k] * last.weights[i, k, h]
+        j, weight = spots.index[i, k], softmax[k] * _factor(last.weights, i * len(softmax) + k, h, last.constants[2])
         d_weight[k] = _dot(d_value, spots.value[j, h]) + _dot(d_edge, spots.edge[i, k, h])
         _add_scaled(d_value, weight, gradient.value[j, h])
         for d in range(n_edge):
