@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, choice_of, in_parts, kernels_for
+from histoflow.flow.compiled import array, choice_of, compiled, in_parts, kernels
 from histoflow.flow.dropout import Keep
 from histoflow.flow.gated import Gated
 
@@ -138,7 +138,7 @@ def _blocks(
     size = max(1, numbers // (n_near * inputs.sender.shape[1]))
     for start in range(0, n_spots, size):
         rows = slice(start, min(start + size, n_spots))
-        yield (_CompiledBlock if kernels_for(inputs.value) else _Block)(inputs, near, chance, rows, edge_part)
+        yield (_CompiledBlock if compiled(inputs.value) else _Block)(inputs, near, chance, rows, edge_part)
 
 
 class _CompiledBlock:
@@ -151,14 +151,13 @@ class _CompiledBlock:
         self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
     ) -> None:
         self.inputs, self.rows, self.key = inputs, rows, chance.key
-        self.kernels = kernels_for(inputs.value)
         self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
         self.edge, first = inputs.edge[rows], rows.start * n_near * self.n_heads
         if edge_part is None:
             self.part = edges_in_first_layer(self.edge, inputs.to_edge)
         else:
             self.part = edge_part[first : first + self.edge.shape[0] * n_near * self.n_heads]
-        self.spots = self.kernels.Spots(
+        self.spots = kernels().Spots(
             self._by_head(inputs.receiver[rows]),
             self._by_head(inputs.sender),
             self._by_head(self.part.view(*self.edge.shape[:2], -1)),
@@ -170,7 +169,7 @@ class _CompiledBlock:
         self.choice = self._choice(self.part[:, : len(inputs.weight)], chance.inside, 0)
         of_edges = self.part.view(-1, self.n_heads, len(inputs.to_edge))[..., 0]
         scales = [1 / (1 - chance.inside), 1 / (1 - chance.weights)]
-        self.last = self.kernels.ReadOut(
+        self.last = kernels().ReadOut(
             array(inputs.weight),
             array(inputs.bias),
             array(inputs.weight.new_tensor([chance.epsilon, *scales])),
@@ -179,7 +178,7 @@ class _CompiledBlock:
         )
 
     def _choice(self, like: Tensor, rate: float, part: int) -> Any:
-        return choice_of(self.kernels, Keep.of(like, rate, (self.key, self.rows.start, part)))
+        return choice_of(Keep.of(like, rate, (self.key, self.rows.start, part)))
 
     def _by_head(self, x: Tensor) -> NDArray[Any]:
         return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
@@ -189,14 +188,14 @@ class _CompiledBlock:
         width = self.inputs.value.shape[1] + self.edge.shape[2]
         attended = self.inputs.value.new_empty(len(self.edge), width)
         found = array(attended)
-        in_parts(lambda heads: self.kernels.attend(self.spots, self.choice, self.last, heads, found), self.n_heads)
+        in_parts(lambda heads: kernels().attend(self.spots, self.choice, self.last, heads, found), self.n_heads)
         return attended
 
     def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
         """Add what these edges contribute to the gradient of every input."""
         d_edge, d_part = gradient.edge[self.rows], torch.empty_like(self.part)
         last = self.part.new_zeros(self.n_heads, len(self.inputs.weight) + 1)
-        into = self.kernels.Gradient(
+        into = kernels().Gradient(
             self._by_head(gradient.receiver[self.rows]),
             self._by_head(gradient.sender),
             self._by_head(d_part.view(*self.edge.shape[:2], -1)),
@@ -206,7 +205,7 @@ class _CompiledBlock:
         )
         given = array(d_attended)
         in_parts(
-            lambda heads: self.kernels.attend_backward(self.spots, self.choice, self.last, heads, given, into),
+            lambda heads: kernels().attend_backward(self.spots, self.choice, self.last, heads, given, into),
             self.n_heads,
         )
         gradient.weight.add_(last[:, :-1].sum(dim=0))

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -18,15 +17,20 @@ from torch import Tensor
 from histoflow.flow.dropout import Keep
 
 
-def kernels_for(x: Tensor) -> ModuleType | None:
-    """`histoflow.flow.kernels`, where numba is installed and `x` is what it takes; None where torch does the work."""
-    takes = x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
-    return _kernels() if takes else None
+def compiled(x: Tensor) -> bool:
+    """Whether compiled passes do the work on `x`: numba is installed, and `x` is what it takes; elsewhere torch does."""
+    return _has_numba() and x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
 
 
 @cache
-def _kernels() -> ModuleType | None:
-    return import_module("histoflow.flow.kernels") if find_spec("numba") else None
+def _has_numba() -> bool:
+    return find_spec("numba") is not None
+
+
+@cache
+def kernels() -> Any:
+    """`histoflow.flow.kernels`; only where something is `compiled`."""
+    return import_module("histoflow.flow.kernels")
 
 
 def array(x: Tensor) -> NDArray[Any]:
@@ -35,9 +39,9 @@ def array(x: Tensor) -> NDArray[Any]:
     return made
 
 
-def choice_of(kernels: ModuleType, keep: Keep) -> Any:
+def choice_of(keep: Keep) -> Any:
     """What was chosen, as the kernels take it."""
-    return kernels.Choice(array(keep.words.view(len(keep.words), -1)), keep.least)
+    return kernels().Choice(array(keep.words.view(len(keep.words), -1)), keep.least)
 
 
 def epsilon_of(x: Tensor, epsilon: float) -> NDArray[Any]:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -153,13 +153,17 @@ class Denoiser(nn.Module):
         return SpotContext(image, index, mask, geometry, edges, self._edge_shares(edges))
 
     def _edge_shares(self, edges: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-        """Shares of edges in the first layers, if they may be held: calls of the network then take no product of edges."""
-        pairs = list(zip(edges, self.layers, strict=True)) if edges else []
-        n_numbers = sum(edge.numel() * layer.n_heads for edge, layer in pairs)
-        if edges is None or torch.is_grad_enabled() or n_numbers > _HELD_NUMBERS:
+        """Shares of edges in the first layers, if they may be held: a call of the network then takes no product of edges."""
+        if edges is None or torch.is_grad_enabled():
             return None
-        found = (edges_in_first_layer(edge, layer.first_layer()[2]) for edge, layer in pairs)
-        return tuple(share.view(len(edges[0]), -1, share.shape[1]) for share in found)
+        shares: list[Tensor] = []
+        for edge, layer in zip(edges, self.layers, strict=True):
+            to_edge = cast(DenoiserLayer, layer).first_layer()[2]
+            if sum(map(Tensor.numel, edges)) * edge.shape[2] // to_edge.shape[1] > _HELD_NUMBERS:
+                return None
+            share = edges_in_first_layer(edge, to_edge)
+            shares.append(share.view(len(edge), -1, share.shape[1]))
+        return tuple(shares)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
         """Estimate the data behind a noisy sample.
@@ -196,12 +200,13 @@ class Denoiser(nn.Module):
         return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
 
     def _edge(self, context: SpotContext, layer: int, rows: slice) -> tuple[Tensor, Tensor | None]:
-        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim), and their shares, if they are held."""
+        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim), and their shares, if held."""
         if context.edges is not None:
             shares = context.shares[layer][rows].flatten(0, 1) if context.shares else None
             return context.edges[layer][rows], shares
         projection, distance = context.geometry
-        return self.edges[layer](projection[rows], distance[rows]), None
+        embedded: Tensor = self.edges[layer](projection[rows], distance[rows])
+        return embedded, None
 
 
 class _Shares(NamedTuple):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
+from histoflow.flow.compiled import array, choice_of, compiled, epsilon_of, in_parts, kernels
 from histoflow.flow.dropout import Keep, new_key
 from histoflow.flow.gated import Gated, GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
@@ -86,7 +86,7 @@ class _Embed(torch.autograd.Function):
 def _blocks(weights: _Weights, geometry: EdgeGeometry, chance: _Chance) -> Iterator[_Block]:
     numbers = _BLOCK_NUMBERS if geometry.distance.device.type == "cpu" else _BLOCK_NUMBERS_GPU
     size = max(1, numbers // (4 * len(weights.first)))
-    kind = _CompiledBlock if kernels_for(weights.first) else _PlainBlock
+    kind = _CompiledBlock if compiled(weights.first) else _PlainBlock
     for start in range(0, len(geometry.distance), size):
         yield kind(weights, geometry, chance, slice(start, min(start + size, len(geometry.distance))))
 
@@ -130,18 +130,18 @@ class _CompiledBlock(_Block):
 
     def mean(self) -> Tensor:
         mean = self._new_mean()
-        kernels, given, into = kernels_for(mean), self._given(mean), array(mean)
-        in_parts(lambda edges: kernels.embed(*given, edges, into), len(mean))
+        given, into = self._given(mean), array(mean)
+        in_parts(lambda edges: kernels().embed(*given, edges, into), len(mean))
         return mean
 
     def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
         mean = self._new_mean()
-        kernels, given, into, wanted = kernels_for(mean), self._given(mean), array(mean), array(d_mean)
+        given, into, wanted = self._given(mean), array(mean), array(d_mean)
         found: list[NDArray[Any]] = []
 
         def work(edges: tuple[int, int]) -> None:
-            found.append(np.zeros_like(given[2]))
-            kernels.embed_backward(*given, edges, wanted, into, found[-1])
+            found.append(np.zeros_like(given[0].first))
+            kernels().embed_backward(*given, edges, wanted, into, found[-1])
 
         in_parts(work, len(mean))
         d_first.add_(torch.from_numpy(np.sum(found, axis=0).T))
@@ -151,9 +151,9 @@ class _CompiledBlock(_Block):
         return self.weights.first.new_empty(len(self.geometry.distance), self.weights.last.shape[1])
 
     def _given(self, mean: Tensor) -> tuple[Any, ...]:
-        chosen = choice_of(kernels_for(mean), Keep.of(mean, self.chance.rate, self._key(0)))
-        given = (*self.geometry, self.weights.first.t())
-        return *(array(one) for one in given), chosen, epsilon_of(mean, self.chance.epsilon)
+        chosen = choice_of(Keep.of(mean, self.chance.rate, self._key(0)))
+        edges = kernels().Edges(*(array(one) for one in (*self.geometry, self.weights.first.t())))
+        return edges, chosen, epsilon_of(mean, self.chance.epsilon)
 
 
 class _PlainBlock(_Block):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from histoflow.flow.compiled import array, choice_of, epsilon_of, in_parts, kernels_for
+from histoflow.flow.compiled import array, choice_of, compiled, epsilon_of, in_parts, kernels
 from histoflow.flow.dropout import Dropout, Keep, new_key
 
 
@@ -27,7 +27,7 @@ class GatedMLP(nn.Module):
         """Map (…, n_in) to (…, n_out)."""
         packed = self.fc1(x)
         packed = packed.float() if packed.dtype == torch.bfloat16 else packed
-        if kernels_for(packed) is None:
+        if not compiled(packed):
             gate, value = packed.chunk(2, dim=-1)
             normal = self.norm(self.dropout(silu(gate) * value))
             result: Tensor = self.dropout(self.fc2(normal))
@@ -57,9 +57,9 @@ class _Normalize(torch.autograd.Function):
         normal = rows.new_empty(len(rows), rows.shape[1] // 2)
         ctx.save_for_backward(packed)
         ctx.chance = epsilon, rate, key
-        kernels, choice = kernels_for(packed), _choice(normal, rate, key)
+        choice = _choice(normal, rate, key)
         arrays, spread = (array(rows), array(normal)), epsilon_of(packed, epsilon)
-        in_parts(lambda part: kernels.normalize(arrays[0], choice, spread, part, arrays[1]), len(rows))
+        in_parts(lambda part: kernels().normalize(arrays[0], choice, spread, part, arrays[1]), len(rows))
         return normal.view(*packed.shape[:-1], -1)
 
     @staticmethod
@@ -68,16 +68,16 @@ class _Normalize(torch.autograd.Function):
         (packed,), (epsilon, rate, key) = ctx.saved_tensors, ctx.chance
         rows, d_rows = packed.reshape(-1, packed.shape[-1]), d_normal.reshape(-1, d_normal.shape[-1])
         d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
-        kernels, choice = kernels_for(packed), _choice(d_rows, rate, key)
+        choice = _choice(d_rows, rate, key)
         arrays, spread = (array(rows), array(d_rows), array(d_packed)), epsilon_of(packed, epsilon)
         in_parts(
-            lambda part: kernels.normalize_backward(arrays[0], choice, spread, part, arrays[1], arrays[2]), len(rows)
+            lambda part: kernels().normalize_backward(arrays[0], choice, spread, part, arrays[1], arrays[2]), len(rows)
         )
         return d_packed.view(packed.shape), None, None, None
 
 
 def _choice(like: Tensor, rate: float, key: int) -> Any:
-    return choice_of(kernels_for(like), Keep.of(like, rate, (key,)))
+    return choice_of(Keep.of(like, rate, (key,)))
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,7 @@ class Gated:
 
     @classmethod
     def of(cls, packed: Tensor, rate: float, key: tuple[int, ...], n_copies: int = 1) -> Gated:
-        """Gate the rows of `packed`: dropout chooses for the first of so many copies of them and for the others alike."""
+        """Gate the rows of `packed`: dropout chooses for the first of so many copies, and alike for the others."""
         gate, value = packed.chunk(2, dim=-1)
         opened = silu(gate)
         x = opened * value
