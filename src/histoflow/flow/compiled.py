@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from histoflow.flow.dropout import Keep
 
 
 def compiled(x: Tensor) -> bool:
-    """Whether compiled passes do the work on `x`: numba is installed, and `x` is what it takes; elsewhere torch does."""
+    """Whether compiled passes do the work on `x`: numba is installed, and `x` is what they take."""
     return _has_numba() and x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
 
 
@@ -57,4 +58,4 @@ def in_parts(work: Callable[[tuple[int, int]], None], n_items: int) -> None:
         return
     ends = [n_items * part // n_parts for part in range(n_parts + 1)]
     with ThreadPoolExecutor(n_parts) as pool:
-        list(pool.map(work, zip(ends[:-1], ends[1:], strict=True)))
+        list(pool.map(work, pairwise(ends)))

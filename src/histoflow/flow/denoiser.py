@@ -153,7 +153,7 @@ class Denoiser(nn.Module):
         return SpotContext(image, index, mask, geometry, edges, self._edge_shares(edges))
 
     def _edge_shares(self, edges: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
-        """Shares of edges in the first layers, if they may be held: a call of the network then takes no product of edges."""
+        """Shares of edges in the first layers, if they may be held: a call then takes no product of edges."""
         if edges is None or torch.is_grad_enabled():
             return None
         shares: list[Tensor] = []
