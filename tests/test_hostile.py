@@ -204,7 +204,8 @@ def test_a_panel_that_is_neither_number_nor_file_is_refused(text):
 
 def test_a_list_of_genes_from_a_spreadsheet_has_no_mark_in_its_first_name(tmp_path):
     (tmp_path / "genes.txt").write_bytes(b"\xef\xbb\xbfKRT8\r\nACTB\r\n")
-    assert panel_of(str(tmp_path / "genes.txt")).genes == ("KRT8", "ACTB") == tuple(genes_of(str(tmp_path / "genes.txt")))
+    given = str(tmp_path / "genes.txt")
+    assert panel_of(given).genes == ("KRT8", "ACTB") == tuple(genes_of(given))
 
 
 def png_of(width: int, height: int) -> bytes:
