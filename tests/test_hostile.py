@@ -6,6 +6,7 @@ import io as text_io
 import json
 import re
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from tests.io.conftest import paint
 from tests.models.conftest import GENES, make_section
 
 from histoflow import bench, io, models
-from histoflow._errors import OptionError, OutputError, ProtocolError, ReadError, ResolutionError
+from histoflow._errors import OptionError, OutputError, ProtocolError, ReadError, ResolutionError, WeightsError
 from histoflow._files import atomic_path, file_name, read_json, write_json
 from histoflow._keys import UNS
 from histoflow.bench.protocol import models_of, options_of, read_protocol
@@ -30,6 +31,7 @@ from histoflow.io.scale import stated_scale
 from histoflow.io.spaceranger import frames_of, read_positions
 from histoflow.pp import Panel
 from histoflow.pp.blocks import _load
+from histoflow.pp.encoders.weights import kind_of, read_state
 from histoflow.workflow.reports import keep_pictures, read_pictures
 from histoflow.workflow.tables import write_csv
 
@@ -303,3 +305,79 @@ def test_what_is_written_is_what_the_library_reads(tmp_path):
     section.write_h5ad(tmp_path / "s.h5ad")
     ours, theirs = io.read_anndata(tmp_path / "s.h5ad", "AnnData"), anndata.read_h5ad(tmp_path / "s.h5ad")
     np.testing.assert_array_equal(ours.X.toarray(), theirs.X.toarray())
+
+
+def ring(*corners):
+    return {"type": "Polygon", "coordinates": [[*map(list, corners), list(corners[0])]]}
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *([ring((0, 0), (1e400, 0), (1, 1))], [ring((0, 0), (10**400, 0), (1, 1))], [ring(("a", 0), (1, 0), (1, 1))]),
+        *(
+            [{"type": "Polygon"}],
+            [{"type": "Polygon", "coordinates": 3}],
+            [{"type": "MultiPolygon", "coordinates": [1]}],
+        ),
+    ],
+)
+def test_polygons_that_are_none_are_refused(value, tmp_path):
+    (tmp_path / "r.geojson").write_text(json.dumps(value))
+    with pytest.raises(ReadError, match=r"r\.geojson holds"):
+        io.read_polygons(tmp_path / "r.geojson")
+
+
+@pytest.mark.parametrize("damage", ["chunk", "metadata", "genes", "size", "shape"])
+def test_super_pixels_that_were_damaged_are_refused(damage, tmp_path, monkeypatch):
+    from fuzz import seeds
+    from fuzz.engine import write_case
+
+    case = dict(seeds.zarrs()[0])
+    names = {"chunk": next(n for n in case if "labels/tissue" in n and "/c/" in n), "metadata": "cells.zarr/zarr.json"}
+    if damage in names:
+        case[names[damage]] = case[names[damage]][:-7] if damage == "metadata" else b"\x28\xb5\x2f\xfd broken"
+    elif damage == "shape":
+        monkeypatch.setattr("histoflow.io.superpixels._MOST_SUPERPIXELS", 15)  # there are 16
+    else:
+        root = json.loads(case["cells.zarr/zarr.json"])
+        known = root["attributes"][UNS]
+        known |= {"panel": ["A", "A"]} if damage == "genes" else {"superpixel_px": [0, 1]}
+        case["cells.zarr/zarr.json"] = json.dumps(root).encode()
+    write_case(case, tmp_path / "case")
+    with pytest.raises(ReadError, match=r"cells\.zarr"):
+        io.SuperPixels(tmp_path / "case" / "cells.zarr").anndata()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02X\xff\xff\xff\x7fabc.",  # a text of two gigabytes
+        b"\x80\x02\x8d\xff\xff\xff\xff\xff\xff\xff\x0fabc.",
+        b"cposix\nsystem\n(S'touch outside'\ntR.",
+    ],
+)
+def test_pickles_that_claim_or_run_something_are_refused_as_weights(content, tmp_path):
+    (tmp_path / "w.pth").write_bytes(content)
+    with pytest.raises(WeightsError, match=r"w\.pth cannot be read"):
+        read_state(tmp_path / "w.pth")
+
+
+def test_an_archive_of_weights_with_a_name_that_is_no_text_is_refused(tmp_path):
+    with zipfile.ZipFile(tmp_path / "w.pth", "w") as archive:
+        archive.writestr("é", b"x")
+    (tmp_path / "w.pth").write_bytes((tmp_path / "w.pth").read_bytes().replace("é".encode(), b"\xff\xff"))
+    with pytest.raises(WeightsError, match=r"w\.pth cannot be read"):
+        kind_of(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("cell", ["1e300", "nan", "inf", "-1e12"])
+@pytest.mark.parametrize("column", ["x", "pixel_x"])
+def test_spots_that_are_no_places_are_refused(column, cell, tmp_path):
+    spots = pd.DataFrame({"x": ["1", "2"], "y": ["1", "1"], "pixel_x": ["5", "9"], "pixel_y": ["5", "5"]})
+    spots.loc[1, column] = cell
+    spots.to_csv(tmp_path / "spots.tsv", sep="\t", index=False)
+    (tmp_path / "counts.tsv").write_text("\tA\n1x1\t1\n2x1\t2\n")
+    (tmp_path / "slide.png").write_bytes(paint(0.1))
+    with pytest.raises(ReadError, match=r"spots\.tsv has 1 spots without pixels or array position"):
+        io.read_st(tmp_path / "counts.tsv", tmp_path / "spots.tsv", tmp_path / "slide.png", mpp=4.0)

@@ -125,7 +125,7 @@ def test_what_is_neither_is_refused(folder, tmp_path):
         histoflow("report", tmp_path / "no.h5ad", "--out", tmp_path / "r.html"), 1, "is no prediction; give an h5ad"
     )
     (tmp_path / "bad.h5ad").write_bytes(b"nothing of the kind")
-    check_error(histoflow("report", tmp_path / "bad.h5ad", "--out", tmp_path / "r.html"), 1, "cannot read")
+    check_error(histoflow("report", tmp_path / "bad.h5ad", "--out", tmp_path / "r.html"), 1, "is not a whole h5ad file")
     check_error(histoflow("report", folder, "--out", tmp_path / "r.pdf"), 2, "give a name that ends in .html")
     assert not (tmp_path / "r.html").exists()
 

@@ -203,7 +203,9 @@ def _reading(path: Path) -> Iterator[None]:
             raise
         raise ReadError(f"{path}: {err}; hf.super_resolve(…, out=) writes super-pixels") from err
     except READING_ERRORS as err:
-        raise ReadError(f"{path} is no whole zarr folder ({err}); hf.super_resolve(…, out=) writes one") from err
+        raise ReadError(
+            f"{path} is no zarr folder, or not a whole one ({err}); hf.super_resolve(…, out=) writes one"
+        ) from err
 
 
 def _check_facts(known: Any) -> None:

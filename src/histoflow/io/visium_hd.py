@@ -130,7 +130,7 @@ def _bin_size(scalefactors: dict[str, Any], spatial: Path) -> float:
     size = scalefactors[BIN_SIZE]
     if not isinstance(size, int | float) or not 0 < size <= _LARGEST_BIN_UM:
         raise ReadError(
-            f"{spatial} says {BIN_SIZE} is {str(size)[:40]!r}, wanted µm above 0; fetch scalefactors_json.json again"
+            f"{spatial} says {BIN_SIZE} is {repr(size)[:40]}, wanted µm above 0; fetch scalefactors_json.json again"
         )
     return float(size)
 
