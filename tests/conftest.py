@@ -14,7 +14,9 @@ from histoflow.models.recipes import RECIPES
 
 settings.register_profile("any machine", deadline=None)  # how long an example takes says nothing about the code
 settings.load_profile("any machine")
-torch.set_num_threads(1)  # two workers share two cores; small operations spin otherwise
+# Two workers share two cores: small operations spin otherwise, and so do the threads that numba starts for scanpy.
+torch.set_num_threads(1)
+os.environ["NUMBA_NUM_THREADS"] = "1"
 
 
 def required(part: str) -> bool:
