@@ -48,6 +48,7 @@ def main() -> int:
                 print(f"{number}: {point.where}: ended with {verdict.code}", flush=True)
             else:
                 print(f"{number}: {json.dumps(verdict.told(), indent=1, ensure_ascii=False)}", flush=True)
+        bench.close()
     shim.unload()
     print(table(kept.values()))
     return int(not all(map(is_fine, kept.values())))
