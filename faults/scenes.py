@@ -215,7 +215,7 @@ class Handler(SimpleHTTPRequestHandler):
 def serve(folder: Path) -> tuple[str, int]:
     """Serve a folder from a process of its own, and give its address and number.
 
-    A thread would do, but a process that forks must have none: a lock that another holds is never released in the child.
+    Not from a thread: where a process forks, a lock that another thread holds is never released in the child.
     """
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
     pid = os.fork()
