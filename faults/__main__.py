@@ -11,6 +11,7 @@ import platform
 import sys
 import tempfile
 import time
+from contextlib import closing
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -35,9 +36,9 @@ def main() -> int:
     same = {"seed": seed, "n_points": options.points, "only": options.only}
     kept = _kept(options.out, same)
     print(f"{options.points} points, seed {seed}, {len(kept)} of them known to be fine", flush=True)
-    with tempfile.TemporaryDirectory(prefix="histoflow-faults-") as folder:
-        scenes = [scene for scene in SCENES if scene.name.startswith(tuple(options.only.split(",")))]
-        bench = Bench(Path(folder), scenes)
+    scenes = [scene for scene in SCENES if scene.name.startswith(tuple(options.only.split(",")))]
+    place = tempfile.TemporaryDirectory(prefix="histoflow-faults-")
+    with place as folder, closing(Bench(Path(folder), scenes)) as bench:
         for number, point in enumerate(drawn(bench, options.points, seed, scenes), start=1):
             if str(number) in kept:
                 continue

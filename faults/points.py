@@ -126,7 +126,7 @@ class Bench:
         (folder / "all" / "inputs").mkdir()
         self.inputs = Inputs(folder / "all" / "inputs")
         write_inputs(self.inputs.folder, self._prepare, scenes)
-        self.url = serve(self.inputs.folder / "served")
+        self.url, self._server = serve(self.inputs.folder / "served")
         self.before = digests(self.inputs.folder)
         self._undisturbed: dict[str, dict[str, str]] = {}
         self._older: dict[str, dict[str, str]] = {}
@@ -139,6 +139,11 @@ class Bench:
         for name in (self.folder / "modules.txt").read_text().split():
             with contextlib.suppress(Exception):
                 importlib.import_module(name)
+
+    def close(self) -> None:
+        """End the server."""
+        os.kill(self._server, signal.SIGKILL)
+        os.waitpid(self._server, 0)
 
     # runs
 

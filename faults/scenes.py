@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -212,11 +212,17 @@ class Handler(SimpleHTTPRequestHandler):
         """Say nothing."""
 
 
-def serve(folder: Path) -> str:
-    """Serve a folder from a thread of this process, and give its address."""
+def serve(folder: Path) -> tuple[str, int]:
+    """Serve a folder from a process of its own, and give its address and number.
+
+    Not from a thread: where a process forks, a lock that another thread holds is never released in the child.
+    """
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Handler, directory=str(folder)))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    return f"http://127.0.0.1:{server.server_port}/"
+    pid = os.fork()
+    if pid == 0:
+        server.serve_forever()
+    server.socket.close()
+    return f"http://127.0.0.1:{server.server_port}/", pid
 
 
 def serve_from(url: str, folder: Path) -> None:

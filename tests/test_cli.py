@@ -440,19 +440,19 @@ def test_an_error_shows_its_traceback_only_when_asked(tmp_path):
 
 def test_an_unforeseen_error_is_one_line_too(manifest, tmp_path, monkeypatch):
     def broken(*_, **__):
-        raise RuntimeError("out of memory")
+        raise RuntimeError("a fault of ours")
 
-    monkeypatch.setattr(workflow, "fit", broken)
-    check_error(histoflow("fit", manifest, "--out", tmp_path / "m"), 1, "out of memory")
+    monkeypatch.setattr(workflow, "fit_to_folder", broken)
+    check_error(histoflow("fit", manifest, "--out", tmp_path / "m"), 1, "RuntimeError: a fault of ours; run it again")
 
 
-def test_an_interruption_exits_1_without_a_traceback(manifest, tmp_path, monkeypatch):
+def test_an_interruption_exits_130_without_a_traceback(manifest, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(workflow, "fit", interrupted)
+    monkeypatch.setattr(workflow, "fit_to_folder", interrupted)
     done = histoflow("fit", manifest, "--out", tmp_path / "m")
-    assert (done.code, "Traceback" in done.err) == (1, False)
+    assert (done.code, "Traceback" in done.err) == (130, False)
 
 
 @pytest.mark.parametrize("command", ["fit", "predict"])
