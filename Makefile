@@ -22,8 +22,9 @@ $(VENV)/.stamp-%: pyproject.toml constraints.txt | $(BIN)/python
 demo: $(VENV)/.stamp-slides $(VENV)/.stamp-report
 	$(BIN)/histoflow demo --out $(OUT)
 
+# Two workers on two cores, and one thread in each and in the commands that they start: more would wait for each other.
 test: $(VENV)/.stamp-dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal $(PYTEST_ARGS)
 
 # The lowest versions that pyproject.toml allows of what histoflow needs, and the tests in an environment of them. torch and
 # torchvision stay at the builds of constraints.txt, which are those at hand. Tests of libraries that only development needs
