@@ -1,6 +1,8 @@
 """Shared fixtures: the real sections, a throw-away cache, fixed torch threads."""
 
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +45,14 @@ def cache_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / "cache"
     os.environ["HISTOFLOW_CACHE"] = str(folder)
     return folder
+
+
+@pytest.fixture
+def stoppable() -> Iterator[None]:
+    """Ctrl-C as on a terminal: a shell has what runs in its background ignore it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

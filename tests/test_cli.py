@@ -631,7 +631,7 @@ BAD = [
     (unknown_column, "unknown column 'patiennt'; did you mean 'patient'?"),
     (missing_files, "names files that do not exist: S1 slide"),
     (damaged_slide, "it is damaged, or no installed reader knows it"),
-    (damaged_model, "weights.safetensors is damaged"),
+    (damaged_model, "weights.safetensors is damaged, or changed since"),
 ]
 
 

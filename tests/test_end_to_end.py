@@ -78,7 +78,7 @@ def test_the_same_evaluation_again_computes_nothing(manifest, panel_file, tmp_pa
     first = histoflow(*arguments)
     before, table = stamps(out), pd.read_parquet(out / "results.parquet")
     monkeypatch.setattr(runner, "_score", lambda *_: pytest.fail("a finished part was scored again"))
-    monkeypatch.setattr(pp.Encoder, "__call__", lambda *_: pytest.fail("a patch was encoded again"))
+    monkeypatch.setattr(pp.Encoder, "encode_images", lambda *_: pytest.fail("a patch was encoded again"))
     second = histoflow(*arguments)
     assert (first.code, second.code) == (0, 0)
     assert second.json == first.json
@@ -106,21 +106,22 @@ def test_one_seed_is_one_prediction(manifest, panel_file, tmp_path, small_flow):
 
 EMBEDDING_KILLED = """
 import os, signal
-from pathlib import Path
 from histoflow.cli import main
-from histoflow.pp import Panel, blocks
+from histoflow.pp import blocks
 
 blocks.BLOCK = 10
-written, write = [], Path.write_bytes
+written, store = [], blocks._store
 
-def half_written(path, content):
+def half_of(rows):
+    for some in rows:
+        yield some[: len(some) // 2]
+        os.kill(os.getpid(), signal.SIGKILL)
+
+def half_written(path, shape, rows):
     written.append(path)
-    if len(written) < 9:
-        return write(path, content)
-    write(path, content[: len(content) // 2])
-    os.kill(os.getpid(), signal.SIGKILL)
+    store(path, shape, rows if len(written) < 9 else half_of(rows))
 
-Path.write_bytes = half_written
+blocks._store = half_written
 main()
 """
 
@@ -142,8 +143,8 @@ def test_an_embedding_that_was_killed_is_taken_up(manifest, panel_file, tmp_path
     assert histoflow(*arguments, tmp_path / "undisturbed").code == 0  # embedded before, in the cache of the test run
     monkeypatch.setenv("HISTOFLOW_CACHE", str(cache))
     monkeypatch.setattr(blocks, "BLOCK", 10)
-    n_encoded, encode = [], pp.Encoder.__call__
-    monkeypatch.setattr(pp.Encoder, "__call__", lambda *a: n_encoded.append(len(a[1])) or encode(*a))
+    n_encoded, encode = [], pp.Encoder.encode_images
+    monkeypatch.setattr(pp.Encoder, "encode_images", lambda *a: n_encoded.append(len(a[1])) or encode(*a))
     assert histoflow(*arguments, tmp_path / "killed").code == 0
     features = [np.load(path) for path in (cache / "features").glob("*.npy")]
     assert sum(n_encoded) == sum(map(len, features)) - n_kept
@@ -157,14 +158,14 @@ from pathlib import Path
 from histoflow import pp
 from histoflow.cli import main
 
-encode = pp.Encoder.__call__
+encode = pp.Encoder.encode_images
 
-def counted(self, patches, *more):
+def counted(self, images):
     with Path(os.environ["COUNTS"], str(os.getpid())).open("a") as file:
-        file.write(f"{len(patches)}\\n")
-    return encode(self, patches, *more)
+        file.write(f"{len(images)}\\n")
+    return encode(self, images)
 
-pp.Encoder.__call__ = counted
+pp.Encoder.encode_images = counted
 main()
 """
 

@@ -134,7 +134,7 @@ def test_an_h5ad_without_room_is_an_error_and_the_process_goes_on(tmp_path, n_by
     assert (tmp_path / "t.h5ad").read_bytes() == before
 
 
-def test_ctrl_c_comes_once_the_h5ad_is_closed(tmp_path, monkeypatch):
+def test_ctrl_c_comes_once_the_h5ad_is_closed(stoppable, tmp_path, monkeypatch):
     written = []
 
     def interrupted(h5, *_):

@@ -42,7 +42,7 @@ def test_a_second_run_prints_the_same_table_and_does_nothing_again(folder, run, 
         raise AssertionError("this was done before")
 
     monkeypatch.setattr(Estimator, "fit", refuse)
-    monkeypatch.setattr(pp.Encoder, "__call__", refuse)
+    monkeypatch.setattr(pp.Encoder, "encode_images", refuse)
     done = histoflow("hest-bench", folder, "--out", run[0], "--encoder", "color", "--models", "hest_fm")
     assert done.code == 0, done.err
     head, first, second, *legend = done.out.splitlines()

@@ -21,7 +21,7 @@ def stopped(monkeypatch, action):
 @pytest.mark.parametrize(
     ("number", "code", "by"), [(signal.SIGINT, 130, "stopped: "), (signal.SIGTERM, 143, "stopped by SIGTERM: ")]
 )
-def test_a_stopped_command_says_so_in_one_line(monkeypatch, number, code, by):
+def test_a_stopped_command_says_so_in_one_line(stoppable, monkeypatch, number, code, by):
     before = signal.getsignal(signal.SIGTERM)
     done = stopped(monkeypatch, lambda: os.kill(os.getpid(), number) or doctor.check_machine())
     assert (done.code, len(done.told), done.out) == (code, 1, "")

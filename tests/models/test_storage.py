@@ -44,7 +44,9 @@ def test_weights_with_one_other_bit_are_refused(model, place):
     content = bytearray((model / WEIGHTS).read_bytes())
     content[place] ^= 1
     (model / WEIGHTS).write_bytes(content)
-    with pytest.raises(ModelFormatError, match=r"weights\.safetensors are damaged, or changed since they were saved"):
+    with pytest.raises(
+        ModelFormatError, match=r"weights\.safetensors is damaged, or changed since the model was saved"
+    ):
         models.load(model)
 
 
@@ -57,7 +59,7 @@ def test_weights_of_another_model_are_refused(model):
 @pytest.mark.parametrize("change", [{"pitch_um": 1.0}, {"options": {}}, {"panel": {"genes": ["X"], "rule": "given"}}])
 def test_a_description_that_was_changed_is_refused(model, change):
     rewrite(model, **change)
-    with pytest.raises(ModelFormatError, match=r"model\.json are damaged, or changed"):
+    with pytest.raises(ModelFormatError, match=r"model\.json is damaged, or changed"):
         models.load(model)
 
 

@@ -122,6 +122,6 @@ def _check_hashes(folder: Path, described: Mapping[str, Any]) -> None:
     }
     if changed := [name for name, digest in found.items() if hashes.get(name) != digest]:
         raise ModelFormatError(
-            f"model {folder}: {' and '.join(changed)} are damaged, or changed since they were saved (SHA-256 differs "
-            f"from the one in {MODEL_JSON}); copy the folder anew, or fit again"
+            f"model {folder}: {' and '.join(changed)} {'is' if len(changed) == 1 else 'are'} damaged, or changed since "
+            f"the model was saved (SHA-256 differs from the one in {MODEL_JSON}); copy the folder anew, or fit again"
         )
