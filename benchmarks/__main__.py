@@ -80,7 +80,11 @@ def lines_of(row: Row, kept: dict, missing: str) -> list[str]:
         return [f"| {row.name} | | {why} | | {commands} |"]
     load = max(one["load"] for one in outputs)
     answers = row.answers([one["told"] for one in outputs])
-    told = [f"| {what} | {asked} | {reached} | {'yes' if ok else '**no**'} |" for what, asked, reached, ok in answers]
+    verdicts = ("" if asked == "–" else "yes" if ok else "**no**" for _, asked, _, ok in answers)
+    told = [
+        f"| {what} | {asked} | {reached} | {v} |"
+        for (what, asked, reached, _), v in zip(answers, verdicts, strict=True)
+    ]
     return [f"{line} {commands}; load {load:.1f} |" for line in told]
 
 

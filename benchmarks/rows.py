@@ -105,8 +105,8 @@ def of_scale(told: Told) -> list[tuple[str, str, str, bool]]:
 
 def of_ridge(told: Told) -> list[tuple[str, str, str, bool]]:
     same = "same strength" if told[0]["same_alpha"] else "other strength"
-    reached = f"{told[0]['ratio_of_seconds']:.1f}× ({same})"
-    return [(f"ridge of {told[0]['genes']:,} genes beside scikit-learn", "–", reached, True)]
+    what = f"ridge of {told[0]['genes']:,} genes beside scikit-learn"
+    return [at_least(what, 20, told[0]["ratio_of_seconds"], f" ({same})")]
 
 
 def of_cold_start(told: Told) -> list[tuple[str, str, str, bool]]:

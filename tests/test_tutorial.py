@@ -39,6 +39,7 @@ def test_the_tutorial_runs_to_its_end(quick, data_folder, tmp_path, monkeypatch,
         source = source.replace(default, quick_text)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HISTOFLOW_DATA", str(data_folder))
+    monkeypatch.setenv("HISTOFLOW_CACHE", str(tmp_path / "cache"))  # its encoder bears the name of the real one
     exec(compile(source, str(TUTORIAL), "exec"), {"__name__": "__main__"})
     said = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines() if ":" in line)
     assert "feature table: ['scatter_tiles']" in said["tiles"]

@@ -1,5 +1,8 @@
 """Strength on inner folds: scikit-learn's grid search, the plain way of predicting at every strength, hard cases."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -204,3 +207,13 @@ def test_axes_on_which_no_training_spot_lies_have_no_say():
         for a in alphas
     ]
     np.testing.assert_allclose(scores, expected, atol=1e-3)
+
+
+def test_folds_find_their_axes_beside_each_other(monkeypatch):
+    rng = np.random.default_rng(0)
+    folds = RidgeFolds(RidgePath(rng.normal(size=(60, 5)), rng.normal(size=(60, 3))), thirds(60)[:2])
+    both = threading.Barrier(2)
+    monkeypatch.setattr(ridge_folds, "_OwnAxes", lambda fold, path: both.wait(timeout=30))
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(lambda task: task(), folds._axes_tasks()))
+    assert sorted(found) == [0, 1]

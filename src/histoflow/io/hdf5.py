@@ -18,7 +18,7 @@ from anndata import AnnData
 from anndata._io.specs.registry import IORegistryError
 
 from histoflow._errors import ReadError
-from histoflow.io.images import existing_file
+from histoflow.io.images import MOST_PACKED, existing_file
 
 READING_ERRORS = (
     *(OSError, EOFError, LookupError, RuntimeError, TypeError, ValueError, AttributeError, ArithmeticError),
@@ -30,8 +30,6 @@ _SMALL_BYTES = 1 << 26
 _MOST_ATTRIBUTE = 1 << 26
 _MOST_SCANNED = 1 << 32
 _HEAP = b"GCOL\x01\0\0\0"
-_MOST_PACKED = 1100
-"""Deflate makes no file smaller than a part in 1032; what claims more than that was never written."""
 
 
 @contextmanager
@@ -60,7 +58,7 @@ def _check_links(file: h5py.File) -> None:
 
 
 def _check_sizes(file: h5py.File, file_bytes: int) -> None:
-    most = max(_SMALL_BYTES, _MOST_PACKED * file_bytes)
+    most = max(_SMALL_BYTES, MOST_PACKED * file_bytes)
     names = ["/"]
     file.visit(names.append)
     for name in names:

@@ -28,8 +28,8 @@ _LARGEST_SINGLE_LEVEL_PX = 4096
 _MOST_PIXELS = 1 << 32
 _ID_BLOCKS, _ID_BLOCK = 64, 1 << 16
 _FEW_PIXELS = 1 << 22
-_MOST_PACKED = 1100
-"""Pixels in a byte of the file; deflate makes nothing smaller than a part in 1032, and no picture of tissue by far."""
+MOST_PACKED = 1100
+"""Bytes, or pixels, that one byte of a file can hold: deflate makes nothing smaller than a part in 1032."""
 _DECODING_ERRORS = (
     *(OSError, RuntimeError, SyntaxError, ValueError, LookupError, TypeError, ArithmeticError, AttributeError),
     *(EOFError, AssertionError, struct.error, zlib.error),
@@ -254,7 +254,7 @@ def _read_tiff(path: Path) -> RGB:
 
 
 def _check_pixels(path: Path, width: int, height: int) -> None:
-    pixels, most = width * height, max(_FEW_PIXELS, _MOST_PACKED * path.stat().st_size)
+    pixels, most = width * height, max(_FEW_PIXELS, MOST_PACKED * path.stat().st_size)
     if not 0 < pixels <= min(most, _MOST_PIXELS):
         raise ReadError(
             f"image {path} of {path.stat().st_size} bytes claims {width} x {height} pixels; it is damaged, or too "
