@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
 from histoflow.flow.dropout import Choice
 from histoflow.flow.gated import Gated
 
@@ -102,8 +102,7 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
     Shape (n_spots, hidden_dim + pairwise_dim).
     """
     with torch.autocast(inputs.value.device.type, enabled=False):
-        # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
-        arguments = [(one.float() if one.dtype == torch.bfloat16 else one).contiguous() for one in inputs]
+        arguments = [widened(one).contiguous() for one in inputs]
         attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
     return attended
 

@@ -22,6 +22,14 @@ def compiled(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
 
 
+def widened(x: Tensor) -> Tensor:
+    """A tensor of bfloat16 in float32, any other as it is: products come in bfloat16, sums and rows are not taken so.
+
+    In bfloat16 a processor's elementwise operations are slower, not faster.
+    """
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
 @cache
 def kernels() -> Any:
     """`histoflow.flow.kernels`, which is imported when it is first needed: numba takes a while."""

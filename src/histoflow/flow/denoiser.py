@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
 from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
-from histoflow.flow.compiled import in_parts
+from histoflow.flow.compiled import in_parts, widened
 from histoflow.flow.dropout import Dropout, new_key
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
@@ -305,7 +305,8 @@ class DenoiserLayer(nn.Module):
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
-        return _Shares(query, shared, (linear(key, to_key) + shared).flatten(1), value.flatten(1))
+        sender = (linear(key, to_key) + shared).flatten(1)
+        return _Shares(query, shared, widened(sender), widened(value.flatten(1)))
 
     def _update(
         self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None

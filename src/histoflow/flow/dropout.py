@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
 
 
 class Choice(NamedTuple):
@@ -66,7 +66,7 @@ class Dropout(nn.Module):
         """Drop and rescale while training; otherwise return `x`."""
         if not self.rate:
             return x
-        dropped: Tensor = _Drop.apply(x.float() if x.dtype == torch.bfloat16 else x, self.rate, new_key())  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Drop.apply(widened(x), self.rate, new_key())  # type: ignore[no-untyped-call]
         return dropped
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
 from histoflow.flow.dropout import Choice, Dropout, new_key
 
 
@@ -26,8 +26,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
-        packed = self.fc1(x)
-        packed = packed.float() if packed.dtype == torch.bfloat16 else packed
+        packed = widened(self.fc1(x))
         choice = Choice.of(self.dropout.rate, new_key() if self.dropout.rate else 0)
         normal = _Normalize.apply(packed, choice, self.epsilon)  # type: ignore[no-untyped-call]
         result: Tensor = self.dropout(linear(normal, *self.read_out()))
