@@ -305,7 +305,7 @@ class DenoiserLayer(nn.Module):
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
-        sender = (linear(key, to_key) + shared).flatten(1)
+        sender = linear(key, to_key).add_(shared).flatten(1)
         return _Shares(query, shared, widened(sender), widened(value.flatten(1)))
 
     def _update(
@@ -313,7 +313,7 @@ class DenoiserLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """New tokens and estimates of the spots of a block."""
         to_query, _, to_edge, _ = self.first_layer()
-        receiver = linear(shares.query, to_query, self.attention.fc1.bias) - shares.shared
+        receiver = linear(shares.query, to_query, self.attention.fc1.bias).sub_(shares.shared)
         weight, bias = self.attention.read_out()
         inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
         token = token + self.out(attend(inputs, near, self._chance(), edge_part))
