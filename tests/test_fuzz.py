@@ -1,16 +1,20 @@
 """The fuzzer: 20,000 hostile inputs over every reader, and that it finds what it looks for."""
 
+import io
 import os
 import pickle
 import random
 import signal
+import struct
 import time
+import zipfile
 
 import h5py
 import numpy as np
 import pytest
 from fuzz.engine import search
 from fuzz.mutate import mutate, mutator_of
+from fuzz.mutate_archives import mutate_zip, zipped
 from fuzz.targets import TARGETS, Target
 
 from histoflow._errors import ReadError
@@ -117,6 +121,21 @@ def test_the_same_seed_makes_the_same_inputs():
     first, again = ([mutate(seeds[0], random.Random(i), seeds) for i in range(200)] for _ in range(2))
     assert first == again
     assert len({tuple(sorted(case.items())) for case in first}) > 100
+
+
+def test_a_zip_that_points_far_outside_itself_is_still_changed():
+    # A directory of 64-bit offsets, one of them beyond any file: reading it ends in OverflowError.
+    whole = zipped([("a/data.pkl", b"x" * 64)])
+    at = whole.index(b"PK\x01\x02")
+    extra = struct.pack("<HHQ", 1, 8, 2**63 + 8)
+    entry = bytearray(whole[at : at + 46])
+    entry[30:32], entry[42:46] = struct.pack("<H", len(extra)), b"\xff" * 4
+    end = bytearray(whole[-22:])
+    end[12:16] = struct.pack("<I", len(entry) + 10 + len(extra))
+    broken = whole[:at] + bytes(entry) + b"a/data.pkl" + extra + bytes(end)
+    with zipfile.ZipFile(io.BytesIO(broken)) as archive, pytest.raises(OverflowError):
+        archive.read("a/data.pkl")
+    assert len({mutate_zip(broken, random.Random(number)) for number in range(20)}) > 10
 
 
 def test_mutators_keep_the_format_most_of_the_time(tmp_path):

@@ -211,7 +211,7 @@ def toy_truth(folder: str | Path) -> ToyTruth:
         with (folder / _LATENTS).open("rb") as file, np.load(file, allow_pickle=False) as stored:
             latents = {name: stored[f"{name}/fields"] for name in sections.index}
             tissue = {name: stored[f"{name}/tissue"] for name in sections.index}
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as err:
+    except (OSError, ValueError, KeyError, EOFError, ArithmeticError, zipfile.BadZipFile) as err:
         raise ReadError(f"folder {folder} holds no complete toy cohort ({err}); write_toy makes one") from err
     return ToyTruth(drivers, dict(sections["patient"]), latents, tissue)
 
