@@ -14,6 +14,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from anndata import AnnData
 from hypothesis import given
 from hypothesis import strategies as st
@@ -360,6 +361,32 @@ def test_super_pixels_that_were_damaged_are_refused(damage, tmp_path, monkeypatc
 def test_pickles_that_claim_or_run_something_are_refused_as_weights(content, tmp_path):
     (tmp_path / "w.pth").write_bytes(content)
     with pytest.raises(WeightsError, match=r"w\.pth cannot be read"):
+        read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_long_text_among_weights_is_refused_before_torch_sees_it(zipped, tmp_path, monkeypatch):
+    # torch searches its error messages, which repeat such a text, in quadratic time: minutes for some kilobytes.
+    torch.save({"w" * 20_000: torch.ones(2)}, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    monkeypatch.setattr("torch.load", lambda *_, **__: pytest.fail("loaded"))
+    with pytest.raises(WeightsError, match=r"w\.pth hold a text of 20000 characters"):
+        read_state(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_checkpoints_of_both_formats_are_read(zipped, tmp_path):
+    state = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(1, dtype=torch.float16)}
+    torch.save(state, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
+    found = read_state(tmp_path / "w.pth")
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[name], state[name]) for name in state)
+
+
+def test_pickled_bytes_without_their_checksum_or_end_are_refused(tmp_path):
+    torch.save({"weight": torch.ones(2)}, tmp_path / "w.pth")
+    content = (tmp_path / "w.pth").read_bytes()
+    (tmp_path / "w.pth").write_bytes(content.replace(b"weight", b"height", 1))
+    with pytest.raises(WeightsError, match="CRC"):
         read_state(tmp_path / "w.pth")
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import pickletools
 import struct
 import warnings
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import torch
 from safetensors import SafetensorError
@@ -32,6 +35,10 @@ _DAMAGED = (
     *(ArithmeticError, AssertionError, struct.error, zlib.error, zipfile.BadZipFile),
     MemoryError,  # a length in a pickle for which no room can be had; none was taken
 )
+_LONGEST_TEXT = 10_000
+_MOST_PICKLED = 1 << 28
+_N_OLD_PICKLES = 5
+"""In a checkpoint that is no zip: magic number, version, machine, objects, keys of the tensors behind them."""
 _WANTED = "give a .safetensors file, a state dict saved by torch, a TorchScript or a torch.export file"
 
 
@@ -109,11 +116,42 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     if kind in ("TorchScript", "torch.export"):
         raise WeightsError(f"weights {path} are a {kind} program, but a state dict is wanted here")
     try:
-        read = load_file(path) if kind == "safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        read = load_file(path) if kind == "safetensors" else _load_checkpoint(path)
     except (SafetensorError, *_DAMAGED) as err:
         told = str(err).strip().partition("\n")[0]
         raise WeightsError(f"weights {path} cannot be read ({told}); {_WANTED}") from err
     return _tensors(read, path)
+
+
+def _load_checkpoint(path: Path) -> Any:
+    with _pickles(path) as opened:
+        for stream, n_pickles in opened:
+            for _ in range(n_pickles):
+                _check_texts(stream, path)
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+@contextmanager
+def _pickles(path: Path) -> Iterator[Iterator[tuple[IO[bytes], int]]]:
+    """What is pickled in a checkpoint, each as a stream with how many pickles follow one another there."""
+    if not zipfile.is_zipfile(path):
+        with path.open("rb") as handle:
+            yield iter([(handle, _N_OLD_PICKLES)])
+        return
+    with zipfile.ZipFile(path) as archive:
+        members = [one for one in archive.infolist() if one.filename.endswith("data.pkl")]
+        if any(one.file_size > _MOST_PICKLED for one in members):
+            raise ValueError(f"more than {_MOST_PICKLED} bytes beside its tensors")
+        yield ((io.BytesIO(archive.read(one)), 1) for one in members)
+
+
+def _check_texts(stream: IO[bytes], path: Path) -> None:
+    """Refuse texts longer than any name: torch searches its error messages, which repeat them, in quadratic time."""
+    for _, held, _ in pickletools.genops(stream):
+        if isinstance(held, str | bytes | bytearray) and len(held) > _LONGEST_TEXT:
+            raise WeightsError(
+                f"weights {path} hold a text of {len(held)} characters where names of parameters are wanted; {_WANTED}"
+            )
 
 
 def _tensors(read: Any, path: Path) -> dict[str, Tensor]:
