@@ -11,7 +11,17 @@ import numpy as np
 
 from fuzz.values import BYTES, FLOATS, SIZES, TEXTS
 
-_ERRORS = (OSError, RuntimeError, ValueError, TypeError, KeyError, OverflowError, AttributeError, IndexError)
+_ERRORS = (
+    OSError,
+    MemoryError,
+    RuntimeError,
+    ValueError,
+    TypeError,
+    KeyError,
+    OverflowError,
+    AttributeError,
+    IndexError,
+)
 _HUGE = (1_000_000_000, 300_000_000, 1 << 40)
 
 

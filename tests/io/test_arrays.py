@@ -112,6 +112,29 @@ def test_a_gene_number_out_of_range_is_refused(make_outs):
         read_10x_h5(path)
 
 
+@pytest.mark.parametrize(
+    ("line", "damaged"),
+    [
+        (-1, b"1 1 2\0\xca\x9a; 2"),  # scipy's reader crashes the process on such lines
+        (-1, b"1 1"),
+        (-1, b"1 1 2 3"),
+        (-1, b"0 1 2"),
+        (-1, b"1 99999 2"),
+        (-1, b"1 1 two"),
+        (-1, b""),
+        (0, b"%%MatrixMarket matrix array integer general"),
+        (0, b"%%MatrixMarket matrix coordinate integer symmetric"),
+    ],
+)
+def test_a_damaged_mtx_is_refused(line, damaged, make_outs):
+    folder = make_outs(matrix="mtx").folder / "filtered_feature_bc_matrix"
+    lines = gzip.decompress((folder / "matrix.mtx.gz").read_bytes()).splitlines()
+    lines[line] = damaged
+    (folder / "matrix.mtx.gz").write_bytes(gzip.compress(b"\n".join(lines)))
+    with pytest.raises(ReadError, match="is not a whole 10x count matrix"):
+        read_10x_mtx(folder)
+
+
 def test_damaged_mtx_parts_are_named(make_outs):
     folder = make_outs(matrix="mtx").folder / "filtered_feature_bc_matrix"
     matrix = folder / "matrix.mtx.gz"

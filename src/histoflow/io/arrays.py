@@ -13,7 +13,6 @@ from typing import Any
 import h5py
 import numpy as np
 import pandas as pd
-import scipy.io
 import scipy.sparse as sp
 from anndata import AnnData
 
@@ -22,6 +21,8 @@ from histoflow.io.hdf5 import READING_ERRORS, check_sparse, opened_hdf5
 from histoflow.io.images import existing_file
 
 GENE_EXPRESSION = "Gene Expression"
+_MARKET = "%%matrixmarket matrix coordinate {} general"
+_LONGEST_LINE = 1 << 16
 _FAULTS: dict[str, Callable[[Any], Any]] = {
     "NaN or infinite": lambda values: ~np.isfinite(values),
     "negative": lambda values: values < 0,
@@ -211,16 +212,39 @@ def read_10x_mtx(folder: Path) -> AnnData:
     try:
         genes = pd.read_csv(parts["features.tsv"], sep="\t", header=None, dtype=str)
         spots = pd.read_csv(parts["barcodes.tsv"], sep="\t", header=None, dtype=str)[0]
-        claimed = tuple(scipy.io.mminfo(parts["matrix.mtx"])[:2])
-        if claimed != (len(genes), len(spots)):
-            raise ValueError(f"shape {claimed} for {len(genes)} genes and {len(spots)} barcodes")
         genes = genes.rename(columns={0: "gene_ids", 1: "name", 2: "feature_types"}).set_index("name")
-        matrix = scipy.io.mmread(parts["matrix.mtx"]).T
+        matrix = _matrix_market(parts["matrix.mtx"], (len(genes), len(spots))).T
         return _expression_table(matrix, spots, genes[genes.columns[:2]], str(folder))
     except READING_ERRORS as err:
         raise ReadError(
             f"{folder} is not a whole 10x count matrix ({err}); it may be truncated: fetch it again"
         ) from err
+
+
+def _matrix_market(path: Path, shape: tuple[int, int]) -> sp.coo_matrix:
+    """Read a matrix (n_genes, n_spots) of counts; scipy's own reader may crash the process on a damaged file."""
+    with (gzip.open if path.suffix == ".gz" else open)(path, "rt", encoding="utf-8") as handle:
+        kind = handle.readline(_LONGEST_LINE).lower().split()
+        if kind not in (_MARKET.format(field).split() for field in ("integer", "real")):
+            raise ValueError(f"{path.name} begins with {' '.join(kind)[:80]!r}, not {_MARKET.format('integer')!r}")
+        line = handle.readline(_LONGEST_LINE)
+        while line.startswith("%"):
+            line = handle.readline(_LONGEST_LINE)
+        *claimed, n_values = (int(number) for number in line.split())
+        if tuple(claimed) != shape or not 0 <= n_values <= shape[0] * shape[1]:
+            raise ValueError(
+                f"{n_values} values of shape {tuple(claimed)} for {shape[0]} genes and {shape[1]} barcodes"
+            )
+        dtypes = {0: np.int64, 1: np.int64, 2: np.int64 if kind[3] == "integer" else np.float64}
+        table = (
+            pd.read_csv(handle, sep=r"\s+", header=None, dtype=dtypes)
+            if n_values
+            else pd.DataFrame([], None, [0, 1, 2])
+        )
+    places = table[[0, 1]].to_numpy(np.int64).T - 1
+    if table.shape != (n_values, 3) or (places < 0).any() or (places >= np.array(shape)[:, None]).any():
+        raise ValueError(f"{len(table)} lines of {table.shape[1]} numbers for {n_values} values of shape {shape}")
+    return sp.coo_matrix((table[2].to_numpy(), tuple(places)), shape=shape)
 
 
 def _gzipped_or_not(path: Path) -> Path:
