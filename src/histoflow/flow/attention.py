@@ -20,14 +20,12 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
-from histoflow.flow.dropout import Choice
+from histoflow.flow.dropout import Keep
 from histoflow.flow.gated import Gated
 
-_BLOCK_NUMBERS = 1 << 20
+_BLOCK_NUMBERS = 1 << 19
 """Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
@@ -76,12 +74,6 @@ class Chance:
     epsilon: float
     key: int
 
-    def choices(self) -> tuple[Choice, Choice, Choice]:
-        """What is dropped inside the network, of logits and of weights."""
-        rates = (self.inside, self.inside, self.weights)
-        inside, logits, weights = (Choice.of(rate, self.key, part) for part, rate in enumerate(rates))
-        return inside, logits, weights
-
 
 def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Tensor:
     """Values and edges of the neighbours, weighted.
@@ -102,14 +94,15 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
     Shape (n_spots, hidden_dim + pairwise_dim).
     """
     with torch.autocast(inputs.value.device.type, enabled=False):
-        arguments = [widened(one).contiguous() for one in inputs]
+        # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
+        arguments = [one.float() if one.dtype == torch.bfloat16 else one for one in inputs]
         attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
     return attended
 
 
 def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
     """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W)."""
-    return (edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()).to(edge.dtype)
+    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
 
 
 class _Attend(torch.autograd.Function):
@@ -119,12 +112,8 @@ class _Attend(torch.autograd.Function):
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
         attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
-
-        def work(part: tuple[int, int]) -> None:
-            for block in _blocks(inputs, near, chance, part, edge_part):
-                attended[block.rows] = block.attended()
-
-        in_parts(work, len(near.index), inputs.value.device)
+        for block in _blocks(inputs, near, chance, edge_part):
+            attended[block.rows] = block.attended()
         ctx.save_for_backward(*inputs)
         ctx.near, ctx.chance = near, chance
         return attended
@@ -133,89 +122,18 @@ class _Attend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         inputs = Inputs(*ctx.saved_tensors)
-        receiver, edge = (torch.empty_like(one) for one in (inputs.receiver, inputs.edge))
-
-        def work(part: tuple[int, int]) -> Inputs:
-            zero = Inputs(*(torch.zeros_like(one) for one in inputs._replace(receiver=inputs.bias, edge=inputs.bias)))
-            gradient = zero._replace(receiver=receiver, edge=edge)
-            for block in _blocks(inputs, ctx.near, ctx.chance, part):
-                block.backward(d_attended[block.rows], gradient)
-            return gradient
-
-        first, *others = in_parts(work, len(ctx.near.index), inputs.value.device)
-        for other in others:
-            for name in ("sender", "value", "to_edge", "weight", "bias"):
-                getattr(first, name).add_(getattr(other, name))
-        return (*first, None, None, None)
+        gradient = Inputs(*(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in inputs))
+        for block in _blocks(inputs, ctx.near, ctx.chance):
+            block.backward(d_attended[block.rows], gradient)
+        return (*gradient, None, None, None)
 
 
-def _blocks(
-    inputs: Inputs, near: Neighborhood, chance: Chance, part: tuple[int, int], edge_part: Tensor | None = None
-) -> Iterator[_Block | _CompiledBlock]:
+def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Iterator[_Block]:
+    n_spots, n_near = near.index.shape
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1]))
-    kind = _CompiledBlock if compiled(inputs.value) else _Block
-    for start in range(*part, size):
-        yield kind(inputs, near, chance, slice(start, min(start + size, part[1])), edge_part)
-
-
-class _CompiledBlock:
-    """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices."""
-
-    def __init__(
-        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
-    ) -> None:
-        self.inputs, self.rows = inputs, rows
-        self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
-        self.edge, first = inputs.edge[rows], rows.start * n_near
-        if edge_part is None:
-            self.part = edges_in_first_layer(self.edge, inputs.to_edge)
-        else:
-            self.part = edge_part[first * self.n_heads : (first + len(self.edge) * n_near) * self.n_heads]
-        self.spots = kernels().Spots(
-            *(self._halves(one) for one in (inputs.receiver[rows], inputs.sender)),
-            self._halves(self.part.view(*self.edge.shape[:2], -1)),
-            self._by_head(inputs.value),
-            self._by_head(self.edge),
-            array(near.index[rows]),
-            array(near.mask[rows]),
-        )
-        constants = [chance.epsilon, 1 / (1 - chance.inside), 1 / (1 - chance.weights)]
-        self.last = kernels().ReadOut(
-            *(array(one) for one in (inputs.weight, inputs.bias, inputs.weight.new_tensor(constants))),
-            *(choice.compiled() for choice in chance.choices()),
-            first,
-        )
-
-    def _by_head(self, x: Tensor) -> NDArray[Any]:
-        return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
-
-    def _halves(self, x: Tensor) -> NDArray[Any]:
-        return array(x).reshape(*x.shape[:-1], self.n_heads, 2, -1)
-
-    def attended(self) -> Tensor:
-        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
-        width = self.inputs.value.shape[1] + self.edge.shape[2]
-        attended = self.inputs.value.new_empty(len(self.edge), width)
-        kernels().attend(self.spots, self.last, array(attended))
-        return attended
-
-    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
-        """Add what these edges contribute to the gradient of every input."""
-        d_edge, d_part = gradient.edge[self.rows], self.part  # each row is read before its gradient takes its place
-        last = self.part.new_zeros(self.n_heads, len(self.inputs.weight) + 1)
-        into = kernels().Gradient(
-            *(self._halves(one) for one in (gradient.receiver[self.rows], gradient.sender)),
-            self._halves(d_part.view(*self.edge.shape[:2], -1)),
-            self._by_head(gradient.value),
-            self._by_head(d_edge),
-            array(last),
-        )
-        kernels().attend_backward(self.spots, self.last, array(d_attended), into)
-        gradient.weight.add_(last[:, :-1].sum(dim=0))
-        gradient.bias.add_(last[:, -1].sum())
-        gradient.to_edge.addmm_(d_part.t(), self.edge.reshape(len(d_part), -1))
-        d_edge.view(len(d_part), -1).addmm_(d_part, self.inputs.to_edge)
+    size = max(1, numbers // (n_near * inputs.sender.shape[1]))
+    for start in range(0, n_spots, size):
+        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)), edge_part)
 
 
 class _Block:
@@ -229,18 +147,14 @@ class _Block:
         self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
         self.shape = (*self.mask.shape, self.n_heads)
         self.edge = inputs.edge[rows].reshape(*self.shape, -1)
-        self.choices = chance.choices()
-        self.gated = Gated.of(self._packed(edge_part), self._kept(0, len(inputs.weight)))
+        self.gated = Gated.of(self._packed(edge_part), chance.inside, self._key(0))
         self.mean, self.inverse = self.gated.moments(chance.epsilon)
         self.excess = torch.mv(self.gated.x, inputs.weight).addcmul_(self.mean, inputs.weight.sum(), value=-1)
         self.excess *= self.inverse
         self.softmax, self.weight = self._weights()
 
-    def _kept(self, part: int, width: int = 1) -> Tensor:
-        """What the first, second or third choice keeps, for every edge and head, (edges * H, width)."""
-        shape = self.mask.numel() * self.n_heads, width
-        first = self.rows.start * self.mask.shape[1] * self.n_heads * width
-        return self.choices[part].kept(shape, first, self.mask.device)
+    def _key(self, part: int) -> tuple[int, int, int]:
+        return self.chance.key, self.rows.start, part
 
     def _packed(self, edge_part: Tensor | None) -> Tensor:
         """The first layer of the attention network, (edges * H, W)."""
@@ -255,12 +169,12 @@ class _Block:
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Softmax over real neighbours, all zero where there are none; and what is left of it by dropout."""
         logits = (self.excess + self.inputs.bias).view(self.shape)
-        self.keep_logits = self._kept(1).view(self.shape).to(logits.dtype) / (1 - self.chance.inside)
-        logits = logits * self.keep_logits
+        self.keep_logits = Keep.of(logits, self.chance.inside, self._key(1))
+        logits = self.keep_logits.zero_(logits) / (1 - self.chance.inside)
         lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
         softmax = logits.masked_fill(~self.mask[..., None], lowest).softmax(dim=1) * self.mask[..., None]
-        self.keep_weights = self._kept(2).view(self.shape).to(softmax.dtype) / (1 - self.chance.weights)
-        return softmax, softmax * self.keep_weights
+        self.keep_weights = Keep.of(softmax, self.chance.weights, self._key(2))
+        return softmax, self.keep_weights.zero_(softmax / (1 - self.chance.weights))
 
     def _values(self) -> Tensor:
         return self.inputs.value.index_select(0, self.senders).view(*self.shape, -1)
@@ -283,9 +197,9 @@ class _Block:
         self._backward_of_logits(self._d_logits(d_weight), gradient)
 
     def _d_logits(self, d_weight: Tensor) -> Tensor:
-        d_softmax = d_weight * self.keep_weights
+        d_softmax = self.keep_weights.zero_(d_weight / (1 - self.chance.weights))
         d_logits = self.softmax * (d_softmax - (self.softmax * d_softmax).sum(dim=1, keepdim=True))
-        return (d_logits * self.keep_logits).flatten()
+        return self.keep_logits.zero_(d_logits / (1 - self.chance.inside)).flatten()
 
     def _backward_of_logits(self, d_logits: Tensor, gradient: Inputs) -> None:
         """The formula of the module, with ``slope = r g`` and ``bend = -r² L g / D``."""
