@@ -25,7 +25,7 @@ from histoflow._files import atomic_path, file_hash, read_json, value_hash, writ
 
 HERE = Path(__file__).parent
 RESULTS, KEPT = HERE / "RESULTS.md", HERE / "results.json"
-PACKAGES = ("histoflow", "torch", "numpy", "scipy", "scikit-learn", "timm", "lazyslide", "wsidata", "zarr")
+PACKAGES = ("histoflow", "torch", "numba", "numpy", "scipy", "scikit-learn", "timm", "lazyslide", "wsidata", "zarr")
 
 
 def source_hash() -> str:

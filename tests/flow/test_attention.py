@@ -11,7 +11,15 @@ from histoflow.flow.gated import GatedMLP
 
 N_SPOTS, N_NEAR, N_HEADS, WIDTH, HIDDEN, PAIRWISE = 9, 3, 2, 8, 6, 4
 EPSILON = 1e-5
-QUIET = Chance(0.0, 0.0, EPSILON, 0)
+QUIET, CHANCE = Chance(0.0, 0.0, EPSILON, 0), Chance(0.3, 0.2, EPSILON, 5)
+MODULES = ("attention", "dropout", "edges", "gated")
+
+
+@pytest.fixture(params=["compiled", "torch"], autouse=True)
+def way(request, monkeypatch):
+    """Compiled loops, then what does their work on other devices."""
+    for module in MODULES if request.param == "torch" else ():
+        monkeypatch.setattr(f"histoflow.flow.{module}.compiled", lambda x: False)
 
 
 def inputs(seed=0):
@@ -59,7 +67,7 @@ def test_result_and_gradients_are_those_of_plain_autograd(numbers, monkeypatch):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-11, msg=name)
 
 
-@pytest.mark.parametrize("chance", [QUIET, Chance(0.3, 0.2, EPSILON, 5)])
+@pytest.mark.parametrize("chance", [QUIET, CHANCE])
 def test_gradients_are_those_of_finite_differences(chance):
     # With dropout, too: the key chooses alike at every evaluation.
     assert torch.autograd.gradcheck(lambda *given: attend(Inputs(*given), near(), chance), tuple(inputs()))
@@ -106,16 +114,18 @@ def test_gradients_of_embedded_edges_under_dropout_are_those_of_finite_differenc
 
 
 def test_embedded_edges_under_dropout_scatter_as_frames_of_a_gated_network_do(places, connect):
-    # The mean and the spread over many draws of the dropout, beside those of the network applied to every frame.
+    # The mean and the spread over many draws of the dropout, beside those of the network applied to every frame: its
+    # result is dropped for every frame before the mean there, so ours, which drops shares of the mean, scatters less.
     xy = places["jittered"][:9]
-    geometry, embed = edge_geometry(xy, *connect(xy), dtype=torch.float64), EdgeEmbedding(8, 0.3).double()
+    geometry = edge_geometry(xy, *connect(xy), dtype=torch.float64)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
+        embed = EdgeEmbedding(8, 0.3).double()
         ours = torch.stack([embed(*geometry) for _ in range(800)])
         theirs = torch.stack([embed.mlp(geometry.frames()).mean(dim=2) for _ in range(800)])
     spread = theirs.std(dim=0).mean()
     assert (ours.mean(dim=0) - theirs.mean(dim=0)).abs().mean() < 0.1 * spread
-    torch.testing.assert_close(ours.std(dim=0).mean(), spread, rtol=0.02, atol=0)
+    assert 0.75 < ours.std(dim=0).mean() / spread < 1
 
 
 def test_the_read_out_takes_in_scale_and_shift_of_the_norm():

@@ -1,32 +1,53 @@
-"""Dropout: rates, scale, independence, keys, and its gradient."""
+"""Dropout: rates, scale, independence, keys, its gradient, and the same choice by both ways."""
 
 import pytest
 import torch
 
-from histoflow.flow.dropout import Dropout, Keep, new_key
+from histoflow.flow.dropout import Choice, Dropout, new_key, scale_by_frames_, scaled
 
-DTYPES = [torch.bfloat16, torch.float32, torch.float64]
+CPU = torch.device("cpu")
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
-def test_a_number_is_dropped_with_the_probability_asked_for(rate, dtype):
-    kept = Keep.of(torch.ones(400, 501, dtype=dtype), rate, (7,)).zero_(torch.ones(400, 501, dtype=dtype)).double()
-    assert set(kept.unique().tolist()) == {0.0, 1.0}
+def test_a_number_is_dropped_with_the_probability_asked_for(rate):
+    kept = Choice.of(rate, 7).kept((400, 501), 0, CPU).double()
     assert kept.mean().item() == pytest.approx(1 - rate, abs=0.005)
-    neighbours = torch.corrcoef(torch.stack([kept[:, :-1].flatten(), kept[:, 1:].flatten()]))
-    assert abs(neighbours[0, 1].item()) < 0.01
+    for apart in (1, 2, 64, 501):
+        flat = kept.flatten()
+        assert abs(torch.corrcoef(torch.stack([flat[:-apart], flat[apart:]]))[0, 1].item()) < 0.01
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("shape", [(1,), (3, 1), (5, 7)])
-def test_a_key_brings_the_choice_back_and_another_key_another(shape, dtype):
-    x = torch.full(shape, torch.nan, dtype=dtype)
-    masks = [Keep.of(x, 0.5, key).zero_(torch.ones(shape, dtype=dtype)) for key in ((1, 2), (1, 2))]
-    assert torch.equal(*masks)
-    large = torch.ones(64, 64, dtype=dtype)
-    one, two = (Keep.of(large, 0.5, key).zero_(large.clone()) for key in ((1, 2), (1, 3)))
-    assert 0.4 < (one != two).double().mean() < 0.6
+def test_shares_of_frames_have_the_mean_and_variance_of_four_choices():
+    found = scale_by_frames_(torch.ones(300, 400, dtype=torch.float64), Choice.of(0.3, 2), 0.3, 0)
+    assert found.mean().item() == pytest.approx(1, abs=0.005)
+    assert found.var().item() == pytest.approx(0.3 / 0.7 / 4, rel=0.02)
+    assert len(found.unique()) == 5
+
+
+def test_a_key_brings_the_choice_back_and_another_key_another():
+    kept = [Choice.of(0.5, *key).kept((64, 64), 0, CPU) for key in ((1, 2), (1, 2), (1, 3))]
+    assert torch.equal(*kept[:2])
+    assert 0.4 < (kept[0] != kept[2]).double().mean() < 0.6
+
+
+def test_a_part_of_an_array_is_chosen_for_as_within_it():
+    choice = Choice.of(0.5, 1)
+    assert torch.equal(choice.kept((10, 8), 0, CPU)[4:], choice.kept((6, 8), 32, CPU))
+
+
+def test_nothing_is_dropped_at_rate_zero():
+    assert Choice.of(0.0, 1).kept((50,), 0, CPU).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_loops_and_torch_choose_alike(dtype, monkeypatch):
+    x, choice, found = torch.randn(37, 11, dtype=dtype), Choice.of(0.3, 2**61), []
+    for device in ("processor", "other"):
+        if device == "other":
+            monkeypatch.setattr("histoflow.flow.dropout.compiled", lambda x: False)
+        found.append((scaled(x, choice, 1 / 0.7), scale_by_frames_(x.clone(), choice, 0.3, 2**33 + 5)))
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_dropout_rescales_in_training_only_and_its_gradient_is_its_mask():

@@ -19,13 +19,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.dropout import Keep
+from histoflow.flow.compiled import add_product, array, compiled, dtype_of_products, in_parts, kernels, widened
+from histoflow.flow.dropout import Choice
 from histoflow.flow.gated import Gated
+from histoflow.flow.operands import Gradient, ReadOut, Spots
 
-_BLOCK_NUMBERS = 1 << 19
+_BLOCK_NUMBERS = 1 << 20
 """Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
@@ -74,6 +78,12 @@ class Chance:
     epsilon: float
     key: int
 
+    def choices(self) -> tuple[Choice, Choice, Choice]:
+        """What is dropped inside the network, of logits and of weights."""
+        rates = (self.inside, self.inside, self.weights)
+        inside, logits, weights = (Choice.of(rate, self.key, part) for part, rate in enumerate(rates))
+        return inside, logits, weights
+
 
 def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Tensor:
     """Values and edges of the neighbours, weighted.
@@ -91,18 +101,29 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
 
     Returns
     -------
-    Shape (n_spots, hidden_dim + pairwise_dim).
+    Shape (n_spots, hidden_dim + pairwise_dim), float32 or float64; autocast is for products of matrices alone.
     """
+    how = _How(near, chance, dtype_of_products(inputs.value))
     with torch.autocast(inputs.value.device.type, enabled=False):
-        # Sums and logits stay in float32: in bfloat16 a processor's elementwise operations are slower, not faster.
-        arguments = [one.float() if one.dtype == torch.bfloat16 else one for one in inputs]
-        attended: Tensor = _Attend.apply(*arguments, near, chance, edge_part)  # type: ignore[no-untyped-call]
+        arguments = [widened(one).contiguous() for one in inputs]
+        attended: Tensor = _Attend.apply(*arguments, how, edge_part)  # type: ignore[no-untyped-call]
     return attended
 
 
 def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
-    """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W)."""
+    """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W).
+
+    In bfloat16 where autocast takes products in it: half the memory.
+    """
     return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
+
+
+class _How(NamedTuple):
+    """Whom spots attend to, under which dropout, and the type of numbers that products of edges take."""
+
+    near: Neighborhood
+    chance: Chance
+    products: torch.dtype
 
 
 class _Attend(torch.autograd.Function):
@@ -110,51 +131,130 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
-        attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
-        for block in _blocks(inputs, near, chance, edge_part):
-            attended[block.rows] = block.attended()
+        inputs, (how, edge_part) = Inputs(*arguments[:-2]), arguments[-2:]
+        attended = inputs.value.new_empty(len(how.near.index), inputs.value.shape[1] + inputs.edge.shape[2])
+
+        def work(part: tuple[int, int]) -> None:
+            for block in _blocks(inputs, how, part, edge_part):
+                attended[block.rows] = block.attended()
+
+        in_parts(work, len(how.near.index), inputs.value.device)
         ctx.save_for_backward(*inputs)
-        ctx.near, ctx.chance = near, chance
+        ctx.how = how
         return attended
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         inputs = Inputs(*ctx.saved_tensors)
-        gradient = Inputs(*(torch.zeros_like(one, memory_format=torch.contiguous_format) for one in inputs))
-        for block in _blocks(inputs, ctx.near, ctx.chance):
-            block.backward(d_attended[block.rows], gradient)
-        return (*gradient, None, None, None)
+        receiver, edge = (torch.empty_like(one) for one in (inputs.receiver, inputs.edge))
+
+        def work(part: tuple[int, int]) -> Inputs:
+            zero = Inputs(*(torch.zeros_like(one) for one in inputs._replace(receiver=inputs.bias, edge=inputs.bias)))
+            gradient = zero._replace(receiver=receiver, edge=edge)
+            for block in _blocks(inputs, ctx.how, part):
+                block.backward(d_attended[block.rows], gradient)
+            return gradient
+
+        first, *others = in_parts(work, len(ctx.how.near.index), inputs.value.device)
+        for other in others:
+            for name in ("sender", "value", "to_edge", "weight", "bias"):
+                getattr(first, name).add_(getattr(other, name))
+        return (*first, None, None)
 
 
-def _blocks(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None = None) -> Iterator[_Block]:
-    n_spots, n_near = near.index.shape
+def _blocks(
+    inputs: Inputs, how: _How, part: tuple[int, int], edge_part: Tensor | None = None
+) -> Iterator[_Block | _CompiledBlock]:
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, numbers // (n_near * inputs.sender.shape[1]))
-    for start in range(0, n_spots, size):
-        yield _Block(inputs, near, chance, slice(start, min(start + size, n_spots)), edge_part)
+    size = max(1, numbers // (how.near.index.shape[1] * inputs.sender.shape[1]))
+    kind = _CompiledBlock if compiled(inputs.value) else _Block
+    for start in range(*part, size):
+        yield kind(inputs, how, slice(start, min(start + size, part[1])), edge_part)
+
+
+class _CompiledBlock:
+    """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices."""
+
+    def __init__(self, inputs: Inputs, how: _How, rows: slice, edge_part: Tensor | None) -> None:
+        near, chance, products = how
+        self.inputs, self.rows = inputs, rows
+        self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
+        self.edge, first = inputs.edge[rows], rows.start * n_near
+        self.factors = self.edge.to(products), inputs.to_edge.to(products)
+        if edge_part is None:
+            self.part = edges_in_first_layer(*self.factors)
+        else:
+            self.part = edge_part[first * self.n_heads : (first + len(self.edge) * n_near) * self.n_heads]
+        self.spots = Spots(
+            self._halves(inputs.receiver[rows]),
+            self._halves(inputs.sender),
+            self._halves(self.part.view(*self.edge.shape[:2], -1)),
+            self._by_head(inputs.value),
+            self._by_head(self.edge),
+            array(near.index[rows]),
+            array(near.mask[rows]),
+        )
+        constants = [chance.epsilon, 1 / (1 - chance.inside), 1 / (1 - chance.weights)]
+        inside, logits, weights = (choice.compiled() for choice in chance.choices())
+        weight, bias = array(inputs.weight), array(inputs.bias)
+        self.last = ReadOut(weight, bias, np.array(constants, weight.dtype), inside, logits, weights, first)
+
+    def _by_head(self, x: Tensor) -> NDArray[Any]:
+        return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
+
+    def _halves(self, x: Tensor) -> NDArray[Any]:
+        return array(x).reshape(*x.shape[:-1], self.n_heads, 2, -1)
+
+    def attended(self) -> Tensor:
+        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
+        width = self.inputs.value.shape[1] + self.edge.shape[2]
+        attended = self.inputs.value.new_empty(len(self.edge), width)
+        kernels().attend(self.spots, self.last, array(attended))
+        return attended
+
+    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
+        """Add what these edges contribute to the gradient of every input."""
+        d_edge, d_part = gradient.edge[self.rows], self.part  # each row is read before its gradient takes its place
+        last = self.inputs.weight.new_zeros(self.n_heads, len(self.inputs.weight) + 1)
+        into = Gradient(
+            self._halves(gradient.receiver[self.rows]),
+            self._halves(gradient.sender),
+            self._halves(d_part.view(*self.edge.shape[:2], -1)),
+            self._by_head(gradient.value),
+            self._by_head(d_edge),
+            array(last),
+        )
+        kernels().attend_backward(self.spots, self.last, array(d_attended), into)
+        gradient.weight.add_(last[:, :-1].sum(dim=0))
+        gradient.bias.add_(last[:, -1].sum())
+        edge, to_edge = self.factors
+        add_product(d_part.t(), edge.reshape(len(d_part), -1), gradient.to_edge)
+        add_product(d_part, to_edge, d_edge.view(len(d_part), -1))
 
 
 class _Block:
     """Spots `rows` and all their edges, from logits to weights."""
 
-    def __init__(
-        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
-    ) -> None:
+    def __init__(self, inputs: Inputs, how: _How, rows: slice, edge_part: Tensor | None) -> None:
+        near, chance, _ = how
         self.inputs, self.chance, self.rows = inputs, chance, rows
         self.senders, self.mask = near.index[rows].flatten(), near.mask[rows]
         self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
         self.shape = (*self.mask.shape, self.n_heads)
         self.edge = inputs.edge[rows].reshape(*self.shape, -1)
-        self.gated = Gated.of(self._packed(edge_part), chance.inside, self._key(0))
+        self.choices = chance.choices()
+        self.gated = Gated.of(self._packed(edge_part), self._kept(0, len(inputs.weight)))
         self.mean, self.inverse = self.gated.moments(chance.epsilon)
         self.excess = torch.mv(self.gated.x, inputs.weight).addcmul_(self.mean, inputs.weight.sum(), value=-1)
         self.excess *= self.inverse
         self.softmax, self.weight = self._weights()
 
-    def _key(self, part: int) -> tuple[int, int, int]:
-        return self.chance.key, self.rows.start, part
+    def _kept(self, part: int, width: int = 1) -> Tensor:
+        """What the first, second or third choice keeps, for every edge and head, (edges * H, width)."""
+        shape = self.mask.numel() * self.n_heads, width
+        first = self.rows.start * self.mask.shape[1] * self.n_heads * width
+        return self.choices[part].kept(shape, first, self.mask.device)
 
     def _packed(self, edge_part: Tensor | None) -> Tensor:
         """The first layer of the attention network, (edges * H, W)."""
@@ -169,12 +269,12 @@ class _Block:
     def _weights(self) -> tuple[Tensor, Tensor]:
         """Softmax over real neighbours, all zero where there are none; and what is left of it by dropout."""
         logits = (self.excess + self.inputs.bias).view(self.shape)
-        self.keep_logits = Keep.of(logits, self.chance.inside, self._key(1))
-        logits = self.keep_logits.zero_(logits) / (1 - self.chance.inside)
+        self.keep_logits = self._kept(1).view(self.shape).to(logits.dtype) / (1 - self.chance.inside)
+        logits = logits * self.keep_logits
         lowest = torch.finfo(logits.dtype).min  # not -inf, which makes NaN of a spot without neighbours
         softmax = logits.masked_fill(~self.mask[..., None], lowest).softmax(dim=1) * self.mask[..., None]
-        self.keep_weights = Keep.of(softmax, self.chance.weights, self._key(2))
-        return softmax, self.keep_weights.zero_(softmax / (1 - self.chance.weights))
+        self.keep_weights = self._kept(2).view(self.shape).to(softmax.dtype) / (1 - self.chance.weights)
+        return softmax, softmax * self.keep_weights
 
     def _values(self) -> Tensor:
         return self.inputs.value.index_select(0, self.senders).view(*self.shape, -1)
@@ -197,9 +297,9 @@ class _Block:
         self._backward_of_logits(self._d_logits(d_weight), gradient)
 
     def _d_logits(self, d_weight: Tensor) -> Tensor:
-        d_softmax = self.keep_weights.zero_(d_weight / (1 - self.chance.weights))
+        d_softmax = d_weight * self.keep_weights
         d_logits = self.softmax * (d_softmax - (self.softmax * d_softmax).sum(dim=1, keepdim=True))
-        return self.keep_logits.zero_(d_logits / (1 - self.chance.inside)).flatten()
+        return (d_logits * self.keep_logits).flatten()
 
     def _backward_of_logits(self, d_logits: Tensor, gradient: Inputs) -> None:
         """The formula of the module, with ``slope = r g`` and ``bend = -r² L g / D``."""

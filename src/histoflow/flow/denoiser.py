@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +18,14 @@ from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
 from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
+from histoflow.flow.compiled import in_parts, widened
 from histoflow.flow.dropout import Dropout, new_key
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.path import check_time
+
+Result = TypeVar("Result")
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
@@ -49,6 +52,9 @@ class SpotContext:
     edges
         Embedded geometry for each layer, shapes (n_spots, K, pairwise_dim); None where it is too large to be held and
         is computed anew for every call, block by block.
+    shares
+        Of the edges in the first layer of each attention network, shapes (n_spots, K * n_heads, pairwise_dim); None
+        where a gradient is wanted or they are too large.
     """
 
     image: Tensor
@@ -56,6 +62,7 @@ class SpotContext:
     mask: Tensor
     geometry: EdgeGeometry
     edges: tuple[Tensor, ...] | None
+    shares: tuple[Tensor, ...] | None
 
 
 class Denoiser(nn.Module):
@@ -145,7 +152,21 @@ class Denoiser(nn.Module):
         n_numbers = index.numel() * len(self.edges) * self.pairwise_dim
         held = torch.is_grad_enabled() or n_numbers <= _HELD_NUMBERS
         edges = tuple(embed(*geometry) for embed in self.edges) if held else None
-        return SpotContext(self.image(embedding).to(embedding.dtype), index, mask, geometry, edges)
+        image = self.image(embedding).to(embedding.dtype)
+        return SpotContext(image, index, mask, geometry, edges, self._edge_shares(edges))
+
+    def _edge_shares(self, edges: tuple[Tensor, ...] | None) -> tuple[Tensor, ...] | None:
+        """Shares of edges in the first layers, if they may be held: a call then takes no product of edges."""
+        if edges is None or torch.is_grad_enabled():
+            return None
+        shares: list[Tensor] = []
+        for edge, layer in zip(edges, self.layers, strict=True):
+            to_edge = cast(DenoiserLayer, layer).first_layer()[2]
+            if sum(map(Tensor.numel, edges)) * edge.shape[2] // to_edge.shape[1] > _HELD_NUMBERS:
+                return None
+            share = edges_in_first_layer(edge, to_edge)
+            shares.append(share.view(len(edge), -1, share.shape[1]))
+        return tuple(shares)
 
     def forward(self, x_t: Tensor, t: Tensor, context: SpotContext) -> Tensor:
         """Estimate the data behind a noisy sample.
@@ -181,13 +202,14 @@ class Denoiser(nn.Module):
             estimates.append(torch.stack(expressions))
         return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
 
-    def _edge(self, context: SpotContext, layer: int, rows: slice) -> Tensor:
-        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim)."""
+    def _edge(self, context: SpotContext, layer: int, rows: slice) -> tuple[Tensor, Tensor | None]:
+        """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim), and their shares, if held."""
         if context.edges is not None:
-            return context.edges[layer][rows]
+            shares = context.shares[layer][rows].flatten(0, 1) if context.shares else None
+            return _rows_of(context.edges[layer], rows), shares
         projection, distance = context.geometry
         embedded: Tensor = self.edges[layer](projection[rows], distance[rows])
-        return embedded
+        return embedded, None
 
 
 class _Shares(NamedTuple):
@@ -210,7 +232,7 @@ class _Shares(NamedTuple):
 
     def of(self, rows: slice) -> _Shares:
         """Those with which some spots attend."""
-        return self._replace(query=self.query[rows], shared=self.shared[rows])
+        return self._replace(query=_rows_of(self.query, rows), shared=_rows_of(self.shared, rows))
 
 
 class DenoiserLayer(nn.Module):
@@ -241,7 +263,7 @@ class DenoiserLayer(nn.Module):
         self,
         tokens: list[Tensor],
         expressions: list[Tensor],
-        edge_of: Callable[[slice], Tensor],
+        edge_of: Callable[[slice], tuple[Tensor, Tensor | None]],
         context: SpotContext,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """New tokens (n_spots, hidden_dim) and estimates of log1p expression (n_spots, n_genes), for each draw.
@@ -249,20 +271,29 @@ class DenoiserLayer(nn.Module):
         Without a gradient, spots are taken block by block: arrays of edges exist for one block only.
         """
         shares = [self._shares(*draw) for draw in zip(tokens, expressions, strict=True)]
-        n_spots = len(context.index)
-        size = max(1, n_spots if torch.is_grad_enabled() else _ROWS)
-        found = []
-        for start in range(0, max(1, n_spots), size):
-            rows = slice(start, start + size)
-            edge, near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
-            to_edge = self._first_layer()[2]
-            part = edges_in_first_layer(edge, to_edge) if len(tokens) > 1 and not torch.is_grad_enabled() else None
-            blocks = zip(tokens, shares, strict=True)
-            found.append([self._update(token[rows], own.of(rows), edge, near, part) for token, own in blocks])
+
+        def update(rows: slice) -> list[tuple[Tensor, Tensor]]:
+            (edge, part), near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
+            if part is None and len(tokens) > 1 and not torch.is_grad_enabled():
+                part = edges_in_first_layer(edge, self.first_layer()[2])
+            draws = zip(tokens, shares, strict=True)
+            return [self._update(_rows_of(token, rows), own.of(rows), edge, near, part) for token, own in draws]
+
+        found = [update(slice(None))] if torch.is_grad_enabled() else self._by_blocks(update, context)
         joined = [tuple(torch.cat(parts) for parts in zip(*draw, strict=True)) for draw in zip(*found, strict=True)]
         return [token for token, _ in joined], [expression for _, expression in joined]
 
-    def _first_layer(self) -> tuple[Tensor, ...]:
+    def _by_blocks(self, update: Callable[[slice], Result], context: SpotContext) -> list[Result]:
+        """What `update` makes of the spots of each block, in order; threads share the blocks."""
+
+        def work(part: tuple[int, int]) -> list[Result]:
+            return [update(slice(start, min(start + _ROWS, part[1]))) for start in range(*part, _ROWS)]
+
+        if self.training or len(context.index) == 0:  # keys of dropout are drawn in one order
+            return work((0, max(1, len(context.index))))
+        return [one for found in in_parts(work, len(context.index), context.index.device) for one in found]
+
+    def first_layer(self) -> tuple[Tensor, ...]:
         """Weights of the first layer of the attention network, for query, key, edge and expression difference.
 
         It is linear, so its product with [query_i, key_j, edge_ij, y_j - y_i] is a sum over spots and edges: the
@@ -272,16 +303,17 @@ class DenoiserLayer(nn.Module):
 
     def _shares(self, token: Tensor, expression: Tensor) -> _Shares:
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
-        _, to_key, _, to_difference = self._first_layer()
+        _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
-        return _Shares(query, shared, (linear(key, to_key) + shared).flatten(1), value.flatten(1))
+        sender = linear(key, to_key).add_(shared).flatten(1)
+        return _Shares(query, shared, widened(sender), widened(value.flatten(1)))
 
     def _update(
         self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """New tokens and estimates of the spots of a block."""
-        to_query, _, to_edge, _ = self._first_layer()
-        receiver = linear(shares.query, to_query, self.attention.fc1.bias) - shares.shared
+        to_query, _, to_edge, _ = self.first_layer()
+        receiver = linear(shares.query, to_query, self.attention.fc1.bias).sub_(shares.shared)
         weight, bias = self.attention.read_out()
         inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
         token = token + self.out(attend(inputs, near, self._chance(), edge_part))
@@ -291,6 +323,11 @@ class DenoiserLayer(nn.Module):
     def _chance(self) -> Chance:
         inside, weights = self.attention.dropout.rate, self.attention_dropout.rate
         return Chance(inside, weights, self.attention.epsilon, new_key() if inside or weights else 0)
+
+
+def _rows_of(x: Tensor, rows: slice) -> Tensor:
+    """Some rows, or the tensor itself: the way back through a slice of all would write zeros and then a copy."""
+    return x if rows == slice(None) else x[rows]
 
 
 def _sinusoids(t: Tensor) -> Tensor:

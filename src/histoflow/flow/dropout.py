@@ -1,19 +1,58 @@
-"""Dropout from 16 random bits a number, which a key brings back: what was dropped need not be remembered."""
+"""Dropout whose choice is a function of a key and of a number's place: what was dropped need not be remembered.
+
+The random word of place ``n`` is a mix of ``factor * n + offset`` modulo 2**32, by the finaliser of Wellons
+(hash-prospector, "lowbias32"); factor, which is odd, and offset come from the key. So the choice is the same on every
+device, for every number of threads and whichever way an array is cut into blocks.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-_BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64}
-"""Integers as wide as a float of so many bytes."""
+from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
+from histoflow.flow.operands import Chosen
+
+
+class Choice(NamedTuple):
+    """A stream of random words, and the least word that keeps a number; all are kept where it is 0."""
+
+    factor: int
+    offset: int
+    least: int
+
+    @classmethod
+    def of(cls, rate: float, *key: int) -> Choice:
+        """Drop with probability `rate`; the same for the same key."""
+        if not rate:
+            return cls(1, 0, 0)
+        factor, offset = (int(word) for word in np.random.SeedSequence(key).generate_state(2))
+        return cls(factor | 1, offset, round(rate * 2**32))
+
+    def compiled(self) -> Chosen | None:
+        """As the compiled loops take it: None where all are kept."""
+        return Chosen(*self) if self.least else None
+
+    def kept(self, shape: tuple[int, ...], first: int, device: torch.device) -> Tensor:
+        """Which numbers of an array are kept, whose first one has place `first`; bool."""
+        if not self.least:
+            return torch.ones(shape, dtype=torch.bool, device=device)
+        return self.words(shape, first, device) >= _signed(self.least)
+
+    def words(self, shape: tuple[int, ...], first: int, device: torch.device) -> Tensor:
+        """Random words less 2**31, int32."""
+        x = torch.arange(int(np.prod(shape)), dtype=torch.int32, device=device).add_(_wrapped(first))
+        x = x.mul_(_wrapped(self.factor)).add_(_wrapped(self.offset))
+        x = x.bitwise_xor_(_shifted(x, 16)).mul_(0x7FEB352D)
+        x = x.bitwise_xor_(_shifted(x, 15)).mul_(_wrapped(0x846CA68B))
+        return x.bitwise_xor_(_shifted(x, 16)).bitwise_xor_(-(2**31)).view(shape)
 
 
 class Dropout(nn.Module):
-    """Dropout as in torch, a few times faster on a CPU; its probability is kept to within 2**-17."""
+    """Dropout as in torch, by a `Choice`."""
 
     def __init__(self, probability: float) -> None:
         super().__init__()
@@ -28,7 +67,7 @@ class Dropout(nn.Module):
         """Drop and rescale while training; otherwise return `x`."""
         if not self.rate:
             return x
-        dropped: Tensor = _Drop.apply(x, self.rate, new_key())  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Drop.apply(widened(x), self.rate, new_key())  # type: ignore[no-untyped-call]
         return dropped
 
 
@@ -37,43 +76,43 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, rate: float, key: int) -> Tensor:
-        kept = torch.div(x, 1 - rate).contiguous()
-        ctx.keep, ctx.rate = Keep.of(kept, rate, (key,)), rate
-        return ctx.keep.zero_(kept)  # type: ignore[no-any-return]
+        ctx.choice, ctx.rate = Choice.of(rate, key), rate
+        return scaled(x, ctx.choice, 1 / (1 - rate))
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_kept: Tensor) -> tuple[Tensor | None, ...]:
-        return ctx.keep.zero_(torch.div(d_kept, 1 - ctx.rate).contiguous()), None, None
+        return scaled(d_kept, ctx.choice, 1 / (1 - ctx.rate)), None, None
 
 
-class Keep:
-    """Which numbers of a tensor are kept, the others set to zero; none are where the rate is 0."""
+def scaled(x: Tensor, choice: Choice, factor: float) -> Tensor:
+    """What is kept of `x` times `factor`, the rest zero."""
+    if not compiled(x):
+        return x * choice.kept(tuple(x.shape), 0, x.device) * factor
+    made = x.clone(memory_format=torch.contiguous_format)
+    flat = array(made).reshape(-1)
+    by = np.full(1, factor, flat.dtype)
+    chosen = choice.compiled()
+    in_parts(lambda part: kernels().scale(flat[slice(*part)], chosen, by, part[0]), len(flat), x.device)
+    return made
 
-    def __init__(self, masks: tuple[Tensor, ...]) -> None:
-        self._masks = masks
 
-    @classmethod
-    def of(cls, x: Tensor, rate: float, key: tuple[int, ...]) -> Keep:
-        """Choose for the numbers of `x`, each dropped with probability `rate`; the same for the same key and shape."""
-        if not rate:
-            return cls(())
-        least = round(rate * 2**16) - 2**15  # 16 random bits, read as a signed integer, are at least this if kept
-        words = _words(-(-x.numel() // 2), key, x.device)
-        if x.element_size() == 2:
-            return cls((words.view(torch.int16).ge_(least),))
-        low = words << 16  # the lower half of every word, moved to where a comparison sees it first
-        return cls(tuple(half.ge_(least * 2**16) for half in (words, low)))
+def scale_by_frames_(x: Tensor, choice: Choice, rate: float, first: int) -> Tensor:
+    """Multiply each number with the share of four frames that keep it, over ``1 - rate``, in place.
 
-    def zero_(self, x: Tensor) -> Tensor:
-        """Set what is dropped to zero, in place, in a contiguous tensor of the shape that was chosen for."""
-        # The bits of a float times the integer 0 or 1: several times faster on a CPU than torch.where.
-        flat, start = x.view(-1).view(_BITS[x.element_size()]), 0
-        for mask in self._masks:
-            part = flat[start : start + len(mask)]
-            part.mul_(mask[: len(part)])
-            start += len(mask)
-        return x
+    Dropout of each frame's result, before the mean over frames, does this where the results are equal.
+    """
+    keep = 1 - rate
+    shares = [rate**4, 4 * keep * rate**3, 6 * keep**2 * rate**2, 4 * keep**3 * rate]
+    below = np.minimum(np.cumsum(shares) * 2**32, 2**32 - 1).astype(np.uint32)
+    if not compiled(x):
+        words = choice.words(tuple(x.shape), first, x.device)
+        count = torch.stack([words >= _signed(int(one)) for one in below]).sum(dim=0)
+        return x.mul_(count.to(x.dtype) / (4 * keep))
+    flat, factor = array(x).reshape(-1), np.full(1, 1 / (4 * keep), array(x[:0]).dtype)
+    chosen = choice.compiled()
+    kernels().scale_by_frames(flat, chosen, below, factor, first)
+    return x
 
 
 def new_key() -> int:
@@ -81,11 +120,15 @@ def new_key() -> int:
     return int(torch.randint(2**62, ()))
 
 
-def _words(n_words: int, key: tuple[int, ...], device: torch.device) -> Tensor:
-    """Random 32-bit words, shape (n_words,), int32."""
-    if device.type == "cpu":
-        raw = np.random.SFC64(key).random_raw(-(-n_words // 2))
-        return torch.from_numpy(raw.view(np.int32)[:n_words])
-    seed = int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> 1)
-    generator = torch.Generator(device).manual_seed(seed)
-    return torch.randint(-(2**31), 2**31, (n_words,), generator=generator, dtype=torch.int32, device=device)
+def _wrapped(word: int) -> int:
+    """An unsigned word as int32 has it."""
+    return (word + 2**31) % 2**32 - 2**31
+
+
+def _signed(word: int) -> int:
+    return word - 2**31
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """Bits moved down, zeros behind them, which int32 does not do by itself."""
+    return (x >> by).bitwise_and_(2 ** (32 - by) - 1)

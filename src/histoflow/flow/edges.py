@@ -1,23 +1,27 @@
 """Embedded geometry of edges, averaged over frames, block by block: no array of edges times frames outlives its block.
 
-Without dropout on its result the last layer, being linear, follows the mean over frames instead of preceding it: a
-quarter of the work.
+The last layer, being linear, follows the mean over frames instead of preceding it: a quarter of the work. Dropout of
+its result, which the published network chooses for every frame before the mean, multiplies the mean with the share
+of frames that keep it; both are equal where the frames' results are.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
-from histoflow.flow.dropout import Keep, new_key
-from histoflow.flow.gated import Gated, GatedMLP
+from histoflow.flow.compiled import add_product, array, compiled, dtype_of_products, in_parts, kernels, linear_of
+from histoflow.flow.dropout import Choice, new_key, scale_by_frames_
+from histoflow.flow.gated import Gated, GatedMLP, normal_backward
 from histoflow.flow.geometry import EdgeGeometry
+from histoflow.flow.operands import Edges
 
-_BLOCK_NUMBERS = 1 << 19
+_BLOCK_NUMBERS = 1 << 21
 """Numbers of a block at most, edges times frames times width: they stay in the cache of a processor."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
@@ -32,23 +36,28 @@ class EdgeEmbedding(nn.Module):
     def forward(self, projection: Tensor, distance: Tensor) -> Tensor:
         """Map the two parts of an `EdgeGeometry` to (n_spots, K, pairwise_dim)."""
         mlp, rate = self.mlp, self.mlp.dropout.rate
-        first = torch.cat([mlp.fc1.weight, mlp.fc1.bias[:, None]], dim=1)
-        chance = _Chance(rate, mlp.epsilon, new_key() if rate else 0)
+        first = torch.cat([mlp.fc1.weight.t(), mlp.fc1.bias[None]])
+        key = new_key() if rate else 0
+        how = _How(rate, mlp.epsilon, Choice.of(rate, key, 0), Choice.of(rate, key, 1), dtype_of_products(distance))
         geometry = EdgeGeometry(projection.flatten(0, 1), distance.flatten())
-        embedded: Tensor = _Embed.apply(first, *mlp.read_out(), geometry, chance)  # type: ignore[no-untyped-call]
+        with torch.autocast(distance.device.type, enabled=False):
+            weights = (first, *mlp.read_out())
+            embedded: Tensor = _Embed.apply(*weights, geometry, how)  # type: ignore[no-untyped-call]
         return embedded.view(*distance.shape, -1)
 
 
-class _Chance(NamedTuple):
-    """Rate of dropout, epsilon of the norm, and the key that brings back what was dropped."""
+class _How(NamedTuple):
+    """Rate of dropout, epsilon of the norm, what is dropped inside and of the result, and the type of products."""
 
     rate: float
     epsilon: float
-    key: int
+    inside: Choice
+    result: Choice
+    products: torch.dtype
 
 
 class _Weights(NamedTuple):
-    """Of the first layer, bias last, (width, 4); of the last layer, (n_out, width / 2); its bias, (n_out,)."""
+    """Of the first layer, bias last, (4, width); of the last layer, (n_out, width / 2); its bias, (n_out,)."""
 
     first: Tensor
     last: Tensor
@@ -59,66 +68,116 @@ class _Embed(torch.autograd.Function):
     """Embedded edges (n_edges, n_out) of a geometry, which gets no gradient."""
 
     @staticmethod
-    def forward(ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, chance: _Chance) -> Tensor:
+    def forward(ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, how: _How) -> Tensor:
         weights = _Weights(first, last, bias)
         embedded = first.new_empty(len(geometry.distance), len(last))
-        for block in _blocks(weights, geometry, chance):
-            embedded[block.rows] = block.embedded()
+
+        def work(part: tuple[int, int]) -> None:
+            for block in _blocks(weights, geometry, how, part):
+                embedded[block.rows] = block.embedded()
+
+        in_parts(work, len(embedded), first.device)
         ctx.save_for_backward(*weights)
-        ctx.geometry, ctx.chance = geometry, chance
+        ctx.geometry, ctx.how = geometry, how
         return embedded
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_embedded: Tensor) -> tuple[Tensor | None, ...]:
         weights = _Weights(*ctx.saved_tensors)
-        gradient = _Weights(*(torch.zeros_like(one) for one in weights))
-        for block in _blocks(weights, ctx.geometry, ctx.chance):
-            block.backward(d_embedded[block.rows], gradient)
-        return (*gradient, None, None)
+
+        def work(part: tuple[int, int]) -> _Weights:
+            gradient = _Weights(*(torch.zeros_like(one) for one in weights))
+            for block in _blocks(weights, ctx.geometry, ctx.how, part):
+                block.backward(d_embedded[block.rows], gradient)
+            return gradient
+
+        found = in_parts(work, len(d_embedded), d_embedded.device)
+        return (*(sum(parts) for parts in zip(*found, strict=True)), None, None)
 
 
-def _blocks(weights: _Weights, geometry: EdgeGeometry, chance: _Chance) -> Iterator[_Block]:
+def _blocks(weights: _Weights, geometry: EdgeGeometry, how: _How, part: tuple[int, int]) -> Iterator[_Block]:
     numbers = _BLOCK_NUMBERS if geometry.distance.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, numbers // (4 * len(weights.first)))
-    for start in range(0, len(geometry.distance), size):
-        yield _Block(weights, geometry, chance, slice(start, min(start + size, len(geometry.distance))))
+    size = max(1, numbers // (4 * weights.first.shape[1]))
+    kind = _CompiledBlock if compiled(weights.first) else _PlainBlock
+    for start in range(*part, size):
+        yield kind(weights, geometry, how, slice(start, min(start + size, part[1])))
 
 
-class _Block:
-    """Edges `rows` under four frames, one frame after the other."""
+class _Block(ABC):
+    """Edges `rows`, embedded from normalised rows averaged over frames, (n_edges, width / 2)."""
 
-    def __init__(self, weights: _Weights, geometry: EdgeGeometry, chance: _Chance, rows: slice) -> None:
-        self.weights, self.chance, self.rows = weights, chance, rows
-        frames = EdgeGeometry(*(part[rows] for part in geometry)).frames().transpose(0, 1).flatten(0, 1)
-        self.n_edges = len(frames) // 4
-        self.inputs = torch.nn.functional.pad(frames, (0, 1), value=1.0)
-        self.gated = Gated.of(self.inputs @ weights.first.t(), chance.rate, (chance.key, rows.start, 0))
-        mean, self.inverse = self.gated.moments(chance.epsilon)
-        self.normal = (self.gated.x - mean[:, None]).mul_(self.inverse[:, None])
+    def __init__(self, weights: _Weights, geometry: EdgeGeometry, how: _How, rows: slice) -> None:
+        self.weights, self.how, self.rows = weights, how, rows
+        self.geometry = EdgeGeometry(*(part[rows] for part in geometry))
 
-    def _keep(self, like: Tensor) -> Keep:
-        return Keep.of(like, self.chance.rate, (self.chance.key, self.rows.start, 1))
+    @abstractmethod
+    def mean(self) -> Tensor:
+        """Normalised rows, averaged over frames."""
 
-    def _by_frame(self, x: Tensor) -> Tensor:
-        return x.view(4, self.n_edges, -1)
+    @abstractmethod
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        """Add to the gradient of the first layer; normalised rows, averaged, once more."""
 
     def embedded(self) -> Tensor:
         """Mean over frames, (n_edges, n_out)."""
-        _, last, bias = self.weights
-        if not self.chance.rate:
-            return linear(self._by_frame(self.normal).mean(dim=0), last, bias)
-        result = linear(self.normal, last, bias)
-        return self._by_frame(self._keep(result).zero_(result)).sum(dim=0).div_(4 * (1 - self.chance.rate))
+        return self._dropped_(linear_of(self.mean(), self.weights.last, self.weights.bias, self.how.products))
 
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
-        d_result = (d_embedded / (4 * (1 - self.chance.rate))).repeat(4, 1)
-        self._keep(d_result).zero_(d_result)
-        gradient.last.addmm_(d_result.t(), self.normal)
+        d_result = self._dropped_(d_embedded.clone(memory_format=torch.contiguous_format))
         gradient.bias.add_(d_result.sum(dim=0))
-        d_normal, normal = d_result @ self.weights.last, self.normal
-        width = normal.shape[1]
-        along = torch.linalg.vecdot(d_normal, normal).div_(-width)
-        d_x = d_normal.sub_(d_normal.sum(dim=1, keepdim=True).div_(width)).addcmul_(normal, along[:, None])
-        gradient.first.addmm_(self.gated.backward_(d_x.mul_(self.inverse[:, None])).t(), self.inputs)
+        halved = d_result.to(self.how.products)
+        d_mean = (halved @ self.weights.last.to(halved.dtype)).to(d_result.dtype)
+        mean = self.mean_backward(d_mean, gradient.first)
+        add_product(halved.t(), mean.to(halved.dtype), gradient.last)
+
+    def _dropped_(self, result: Tensor) -> Tensor:
+        rate, first = self.how.rate, self.rows.start * result.shape[1]
+        return scale_by_frames_(result, self.how.result, rate, first) if rate else result
+
+
+class _CompiledBlock(_Block):
+    """In one compiled loop."""
+
+    def mean(self) -> Tensor:
+        mean = self._new_mean()
+        kernels().embed(self._edges(), self.rows.start, array(mean))
+        return mean
+
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        mean = self._new_mean()
+        into = array(d_first).reshape(4, 2, -1)
+        kernels().embed_backward(self._edges(), self.rows.start, array(d_mean), array(mean), into)
+        return mean
+
+    def _new_mean(self) -> Tensor:
+        return self.weights.first.new_empty(len(self.geometry.distance), self.weights.last.shape[1])
+
+    def _edges(self) -> Edges:
+        weight = array(self.weights.first).reshape(4, 2, -1)
+        constants = np.full(1, self.how.epsilon, weight.dtype)
+        projection, distance = (array(one) for one in self.geometry)
+        return Edges(projection, distance, weight, self.how.inside.compiled(), constants)
+
+
+class _PlainBlock(_Block):
+    """One frame after the other, in torch."""
+
+    def mean(self) -> Tensor:
+        return self._normal()[2].view(4, -1, self.weights.last.shape[1]).mean(dim=0)
+
+    def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
+        inputs, gated, normal, inverse = self._normal()
+        d_x = normal_backward((d_mean / 4).repeat(4, 1), normal, inverse)
+        d_first.addmm_(inputs.t(), gated.backward_(d_x))
+        return normal.view(4, -1, normal.shape[1]).mean(dim=0)
+
+    def _normal(self) -> tuple[Tensor, Gated, Tensor, Tensor]:
+        """Inputs, gated and normalised rows of the frames, and the inverse spread of each."""
+        frames = self.geometry.frames().transpose(0, 1).flatten(0, 1)
+        inputs = torch.nn.functional.pad(frames, (0, 1), value=1.0)
+        width, n_edges = self.weights.last.shape[1], len(self.geometry.distance)
+        kept = self.how.inside.kept((n_edges, 4, width), 4 * self.rows.start * width, inputs.device)
+        gated = Gated.of(inputs @ self.weights.first, kept.transpose(0, 1).flatten(0, 1))
+        return inputs, gated, *gated.normal(self.how.epsilon)

@@ -1,14 +1,17 @@
-"""The gated network of the denoiser, and the two steps of it that edges take block by block."""
+"""The gated network of the denoiser, and the two steps of it that edges take block by block where torch does them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import silu
+from torch.nn.functional import linear, silu
 
-from histoflow.flow.dropout import Dropout, Keep
+from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
+from histoflow.flow.dropout import Choice, Dropout, new_key
 
 
 class GatedMLP(nn.Module):
@@ -23,8 +26,10 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
-        gate, value = self.fc1(x).chunk(2, dim=-1)
-        result: Tensor = self.dropout(self.fc2(self.norm(self.dropout(silu(gate) * value))))
+        packed = widened(self.fc1(x))
+        choice = Choice.of(self.dropout.rate, new_key() if self.dropout.rate else 0)
+        normal = _Normalize.apply(packed, choice, self.epsilon)  # type: ignore[no-untyped-call]
+        result: Tensor = self.dropout(linear(normal, *self.read_out()))
         return result
 
     def read_out(self) -> tuple[Tensor, Tensor]:
@@ -36,6 +41,63 @@ class GatedMLP(nn.Module):
     def epsilon(self) -> float:
         """That of the norm, for numbers which dropout has not rescaled: the norm makes up for any scale but this."""
         return float(self.norm.eps) * (1 - self.dropout.rate) ** 2
+
+
+class _Normalize(torch.autograd.Function):
+    """Gated rows, dropped and normalised, in one pass each way; only what was gated is kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, packed: Tensor, choice: Choice, epsilon: float) -> Tensor:
+        ctx.save_for_backward(packed)
+        ctx.choice, ctx.epsilon = choice, epsilon
+        rows = packed.reshape(-1, packed.shape[-1])
+        normal = _normalized(rows, choice, epsilon) if compiled(rows) else _of(rows, choice).normal(epsilon)[0]
+        return normal.view(*packed.shape[:-1], -1)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_normal: Tensor) -> tuple[Tensor | None, ...]:
+        (packed,) = ctx.saved_tensors
+        rows, d_rows = packed.reshape(-1, packed.shape[-1]), d_normal.reshape(-1, d_normal.shape[-1])
+        if compiled(rows):
+            d_packed = _normalized_backward(rows, d_rows, ctx.choice, ctx.epsilon)
+        else:
+            gated = _of(rows.clone(), ctx.choice)
+            d_packed = gated.backward_(normal_backward(d_rows.clone(), *gated.normal(ctx.epsilon)))
+        return d_packed.view(packed.shape), None, None
+
+
+def _normalized(rows: Tensor, choice: Choice, epsilon: float) -> Tensor:
+    normal = rows.new_empty(len(rows), rows.shape[1] // 2)
+    packed, into = _halves(rows), array(normal)
+    given = choice.compiled(), np.full(1, epsilon, into.dtype)
+    in_parts(lambda part: kernels().normalize(packed, *given, part, into), len(rows), rows.device)
+    return normal
+
+
+def _normalized_backward(rows: Tensor, d_normal: Tensor, choice: Choice, epsilon: float) -> Tensor:
+    d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
+    packed, wanted, into = _halves(rows), array(d_normal), _halves(d_packed)
+    given = choice.compiled(), np.full(1, epsilon, wanted.dtype)
+    in_parts(lambda part: kernels().normalize_backward(packed, *given, part, wanted, into), len(rows), rows.device)
+    return d_packed
+
+
+def _halves(rows: Tensor) -> Any:
+    return array(rows).reshape(len(rows), 2, -1)
+
+
+def _of(rows: Tensor, choice: Choice) -> Gated:
+    kept = choice.kept((len(rows), rows.shape[1] // 2), 0, rows.device)
+    return Gated.of(rows, kept)
+
+
+def normal_backward(d_normal: Tensor, normal: Tensor, inverse: Tensor) -> Tensor:
+    """Gradient of rows from that of the rows normalised, which is overwritten."""
+    width = normal.shape[1]
+    along = torch.linalg.vecdot(d_normal, normal).div_(-width)
+    d_x = d_normal.sub_(d_normal.sum(dim=1, keepdim=True).div_(width)).addcmul_(normal, along[:, None])
+    return d_x.mul_(inverse[:, None])
 
 
 @dataclass(frozen=True)
@@ -50,23 +112,21 @@ class Gated:
         SiLU(a), shape (n_rows, width // 2).
     x
         The result, shape (n_rows, width // 2).
-    keep
-        What was not dropped.
+    kept
+        What was not dropped, bool, shape (n_rows, width // 2).
     """
 
     packed: Tensor
     opened: Tensor
     x: Tensor
-    keep: Keep
+    kept: Tensor
 
     @classmethod
-    def of(cls, packed: Tensor, rate: float, key: tuple[int, ...]) -> Gated:
+    def of(cls, packed: Tensor, kept: Tensor) -> Gated:
         """Gate the rows of `packed`."""
         gate, value = packed.chunk(2, dim=-1)
         opened = silu(gate)
-        x = opened * value
-        keep = Keep.of(x, rate, key)
-        return cls(packed, opened, keep.zero_(x), keep)
+        return cls(packed, opened, (opened * value).mul_(kept), kept)
 
     def moments(self, epsilon: float) -> tuple[Tensor, Tensor]:
         """Mean and inverse spread of every row of `x`, each of shape (n_rows,)."""
@@ -74,10 +134,15 @@ class Gated:
         square = torch.linalg.vector_norm(self.x, dim=-1).square_() / self.x.shape[-1]
         return mean, square.addcmul_(mean, mean, value=-1).clamp_(min=0).add_(epsilon).rsqrt_()
 
+    def normal(self, epsilon: float) -> tuple[Tensor, Tensor]:
+        """Normalised rows, and the inverse spread of each."""
+        mean, inverse = self.moments(epsilon)
+        return (self.x - mean[:, None]).mul_(inverse[:, None]), inverse
+
     def backward_(self, d_x: Tensor) -> Tensor:
         """Turn the gradient of `x`, which is overwritten, into that of `packed`, in its place."""
         gate, value = self.packed.chunk(2, dim=-1)
-        self.keep.zero_(d_x)
+        d_x.mul_(self.kept)
         d_opened = d_x * value
         torch.mul(d_x, self.opened, out=value)
         torch.ops.aten.silu_backward.grad_input(d_opened, gate, grad_input=gate)

@@ -142,7 +142,8 @@ def train(
     NotFiniteError
         If a held-out error is NaN or infinite.
     """
-    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate)
+    fused = next(network.parameters()).device.type in {"cpu", "cuda"}  # one pass over the weights; not on every device
+    optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=fused)
     reached = (bookmark and bookmark.read(network, optimiser)) or Reached.start(network)
     left = range(0) if reached.finished else range(len(reached.losses) + 1, options.max_epochs + 1)
     for epoch in track(left, label):

@@ -1,0 +1,89 @@
+"""Where the compiled loops of `kernels` do the work, and how threads share it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from copy import copy
+from functools import cache
+from importlib import import_module
+from itertools import pairwise
+from typing import Any, TypeVar
+
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.functional import linear
+
+Result = TypeVar("Result")
+
+
+def compiled(x: Tensor) -> bool:
+    """Whether compiled loops work on `x`: they do on a processor; elsewhere torch does the same."""
+    return x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
+
+
+def widened(x: Tensor) -> Tensor:
+    """A tensor of bfloat16 in float32, any other as it is: products come in bfloat16, sums and rows are not taken so.
+
+    In bfloat16 a processor's elementwise operations are slower, not faster.
+    """
+    return x.float() if x.dtype == torch.bfloat16 else x
+
+
+def dtype_of_products(x: Tensor) -> torch.dtype:
+    """Type of numbers that matrix products take now: bfloat16 where autocast asks for it, else that of `x`."""
+    kind = x.device.type
+    return torch.get_autocast_dtype(kind) if x.dtype == torch.float32 and torch.is_autocast_enabled(kind) else x.dtype
+
+
+def linear_of(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
+    """``x @ weight.T + bias``, the product of numbers of `dtype`."""
+    if x.dtype == dtype:
+        return linear(x, weight, bias)
+    return linear(x.to(dtype), weight.to(dtype)).to(x.dtype).add_(bias)
+
+
+def add_product(x: Tensor, y: Tensor, total: Tensor) -> None:
+    """Add the matrix product of `x` and `y`, which may be of another type, to `total`."""
+    if x.dtype == total.dtype:
+        total.addmm_(x, y)
+    else:
+        total.add_(x @ y)
+
+
+@cache
+def kernels() -> Any:
+    """`histoflow.flow.kernels`, which is imported when it is first needed: numba takes a while."""
+    return import_module("histoflow.flow.kernels")
+
+
+def array(x: Tensor) -> NDArray[Any]:
+    """The numbers of a tensor, not copied where they are contiguous; the bits of a bfloat16, which numpy has not."""
+    x = x.detach().contiguous()
+    made: NDArray[Any] = x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
+    return made
+
+
+def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: torch.device) -> list[Result]:
+    """What `work` makes of the (start, stop) of each part of a range, in order; parts are handled side by side.
+
+    There are as many as torch has threads for a processor, and one elsewhere. In its thread a part has torch to itself
+    without further threads: those would wait for work at full speed, in the way of the others.
+    """
+    n_parts = min(torch.get_num_threads(), n_items) if device.type == "cpu" else 1
+    if n_parts < 2:
+        return [work((0, n_items))]
+    ends, inference = [n_items * part // n_parts for part in range(n_parts + 1)], torch.is_inference_mode_enabled()
+    halved = torch.autocast("cpu", torch.get_autocast_dtype("cpu"), enabled=torch.is_autocast_enabled("cpu"))
+
+    def one(part: tuple[int, int]) -> Result:
+        with torch.inference_mode(inference), torch.no_grad(), copy(halved):
+            return work(part)
+
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            return list(pool.map(one, pairwise(ends)))
+    finally:
+        torch.set_num_threads(n_threads)  # of threads to come: those of the pool set it for themselves and for these

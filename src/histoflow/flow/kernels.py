@@ -1,0 +1,503 @@
+"""What a processor does with edges between two products of matrices, as one compiled loop for each way.
+
+What stands between a gather and a sum stays in registers and the nearest cache: no array of edges times heads times
+width is written for each step of a formula.
+
+A loop is made of functions for one row, which are loops along its width that become vector instructions: they touch few
+arrays each, start at zero and have no mixed types, or the compiler makes no vectors of them. A gated row has two
+halves, [a, b]: arrays that hold such rows have an axis of two before the last one. Each function is made part of every
+loop that calls it. A loop that called it instead would take a copy of its own or one of another loop, depending on what
+was compiled before and what came from a file, and copies may round in other ways. All are in this file, because numba
+compiles anew what it has kept in files when this file changes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numba
+import numpy as np
+from numba.extending import overload
+
+from histoflow.flow.operands import Array, Chosen, Edges, Gradient, ReadOut, Spots
+
+AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
+# Without the interpreter's lock; sums may be taken in any order, NaN stays NaN.
+_OPTIONS: dict[str, Any] = {
+    "nogil": True,
+    "error_model": "numpy",
+    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
+}
+
+
+def inlined(function: AnyFunction) -> AnyFunction:
+    """Compile into whatever calls it."""
+    made: AnyFunction = numba.njit(forceinline=True, **_OPTIONS)(function)
+    return made
+
+
+def by_type(function: Callable[..., Any]) -> Callable[[AnyFunction], AnyFunction]:
+    """Compile into whatever calls `function` what the decorated one picks by the types of its arguments."""
+    options: Any = {"forceinline": True, **_OPTIONS}
+    made: Callable[[AnyFunction], AnyFunction] = overload(function, jit_options=options)
+    return made
+
+
+def compile_at_first_call(function: AnyFunction) -> AnyFunction:
+    """Compile at the first call, or take from a file what an earlier process compiled."""
+    try:
+        made: AnyFunction = numba.njit(cache=True, **_OPTIONS)(function)
+    except RuntimeError:  # numba finds no folder that it may write to
+        made = numba.njit(**_OPTIONS)(function)
+    return made
+
+
+@inlined
+def word(counter: Any, chosen: Chosen) -> Any:
+    """The random word of a counter, as in `histoflow.flow.dropout`."""
+    x = np.uint32(np.uint32(counter * np.uint32(chosen.factor)) + np.uint32(chosen.offset))
+    x = np.uint32(x ^ (x >> np.uint32(16)))
+    x = np.uint32(x * np.uint32(0x7FEB352D))
+    x = np.uint32(x ^ (x >> np.uint32(15)))
+    x = np.uint32(x * np.uint32(0x846CA68B))
+    return np.uint32(x ^ (x >> np.uint32(16)))
+
+
+@inlined
+def is_kept(chosen: Chosen | None, place: Any) -> Any:
+    """Whether dropout keeps the number of a place; without a choice, known when compiled, all are kept."""
+    if chosen is None:
+        return True
+    return word(place, chosen) >= np.uint32(chosen.least)
+
+
+@inlined
+def keep(chosen: Chosen | None, by: Any, place: Any, step: int, factor: Array) -> None:
+    """What dropout multiplies numbers with, `by` or zero, the first at a place and others so many places apart."""
+    for k in range(len(factor)):
+        factor[k] = by if is_kept(chosen, place + np.uint32(k * step)) else factor.dtype.type(0)
+
+
+def _exp(x: float) -> float:
+    return math.exp(x)
+
+
+@inlined
+def _exp_single(x: Any) -> Any:
+    """Exponential within 2e-7 of itself, by Cody and Waite's reduction and a polynomial (Cephes' `expf`)."""
+    x = min(max(x, np.float32(-87)), np.float32(88))
+    n = np.floor(x * np.float32(1.4426950408889634) + np.float32(0.5))
+    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
+    p = np.float32(1.9875691500e-4)
+    p = p * r + np.float32(1.3981999507e-3)
+    p = p * r + np.float32(8.3334519073e-3)
+    p = p * r + np.float32(4.1665795894e-2)
+    p = p * r + np.float32(1.6666665459e-1)
+    p = p * r + np.float32(5.0000001201e-1)
+    power = np.int32((np.int32(n) + np.int32(127)) << np.int32(23))
+    return (p * r * r + r + np.float32(1)) * power.view(np.float32)
+
+
+@by_type(_exp)
+def _exp_of_type(x: Any) -> Any:
+    def single(x: Any) -> Any:
+        return _exp_single(x)
+
+    def double(x: Any) -> Any:
+        return math.exp(x)
+
+    return single if x == numba.float32 else double
+
+
+@inlined
+def _sigmoid(x: Any, one: Any) -> Any:
+    return one / (one + _exp(-x))
+
+
+@inlined
+def _moments(total: Any, square: Any, width: int, real: Any, epsilon: Any) -> Any:
+    """Mean and inverse spread of a row; numbers are turned into `real`, as a product with an integer is a double."""
+    mean = total / real(width)
+    return mean, real(1) / math.sqrt(max(square / real(width) - mean * mean, real(0)) + epsilon)
+
+
+@inlined
+def gate(packed: Array, inside: Chosen | None, counter: Any, epsilon: Any, x: Array) -> Any:
+    """``x = keep * SiLU(a) * b`` of a row [a, b]; its mean and inverse spread."""
+    real = x.dtype.type
+    total, square = real(0), real(0)
+    for d in range(len(x)):
+        gated = packed[0, d] * _sigmoid(packed[0, d], real(1)) * packed[1, d]
+        kept = is_kept(inside, counter + np.uint32(d))
+        gated = gated if kept else real(0)
+        total += gated
+        square += gated * gated
+        x[d] = gated
+    return _moments(total, square, len(x), real, epsilon)
+
+
+@inlined
+def gate_along(
+    first: Array, second: Array, third: Array, weight: Array, inside: Chosen | None, counter: Any, epsilon: Any
+) -> Any:
+    """Mean and inverse spread of the gated sum of three rows, and its product with `weight`; nothing is written."""
+    real = weight.dtype.type
+    total, square, along = real(0), real(0), real(0)
+    for d in range(len(weight)):
+        opening = first[0, d] + second[0, d] + wide(third[0, d])
+        gated = opening * _sigmoid(opening, real(1)) * (first[1, d] + second[1, d] + wide(third[1, d]))
+        kept = is_kept(inside, counter + np.uint32(d))
+        gated = gated if kept else real(0)
+        total += gated
+        square += gated * gated
+        along += gated * weight[d]
+    mean, inverse = _moments(total, square, len(weight), real, epsilon)
+    return mean, inverse, along
+
+
+@inlined
+def gate_with_slopes(
+    packed: Array, weight: Array, inside: Chosen | None, counter: Any, epsilon: Any, slopes: Array
+) -> Any:
+    """As `_gate_along`, with the derivatives of the row by a and by b; the second, times b, is the row."""
+    real = weight.dtype.type
+    total, square, along = real(0), real(0), real(0)
+    for d in range(len(weight)):
+        # Where a number is dropped, a sigmoid of zero makes it zero, and both derivatives with it.
+        kept = is_kept(inside, counter + np.uint32(d))
+        sigmoid = _sigmoid(packed[0, d], real(1)) if kept else real(0)
+        opened = packed[0, d] * sigmoid
+        slopes[0, d] = packed[1, d] * sigmoid * (real(1) + packed[0, d] - opened)
+        slopes[1, d] = opened
+        gated = opened * packed[1, d]
+        total += gated
+        square += gated * gated
+        along += gated * weight[d]
+    mean, inverse = _moments(total, square, len(weight), real, epsilon)
+    return mean, inverse, along
+
+
+def wide(x: Any) -> Any:
+    """A number of a row, from its bits if it is a bfloat16."""
+    return x
+
+
+@by_type(wide)
+def _wide_by_type(x: Any) -> Any:
+    def number(x: Any) -> Any:
+        return x
+
+    def from_bits(x: Any) -> Any:
+        return np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
+
+    return from_bits if x == numba.uint16 else number
+
+
+def narrow(x: Any, like: Any) -> Any:
+    """A number as the row of `like` holds it: the bits of the nearest bfloat16, or itself."""
+    return x
+
+
+@by_type(narrow)
+def _narrow_by_type(x: Any, like: Any) -> Any:
+    def number(x: Any, like: Any) -> Any:
+        return x
+
+    def to_bits(x: Any, like: Any) -> Any:
+        bits = np.float32(x).view(np.uint32)
+        even = np.uint32((bits >> np.uint32(16)) & np.uint32(1))
+        return np.uint16(np.uint32(bits + np.uint32(0x7FFF) + even) >> np.uint32(16))
+
+    return to_bits if like == numba.uint16 else number
+
+
+@inlined
+def add_three(first: Array, second: Array, third: Array, total: Array) -> None:
+    """Sum of three rows, each in two halves, into `total`."""
+    for half in range(2):
+        for d in range(total.shape[1]):
+            total[half, d] = first[half, d] + second[half, d] + wide(third[half, d])
+
+
+@inlined
+def unpack(d_packed: Array, own: Array, receiver: Array, sender: Array) -> None:
+    """Gradient of a row before its gate, set in its own place and added to those of its two spots."""
+    for half in range(2):
+        for d in range(d_packed.shape[1]):
+            given = d_packed[half, d]
+            own[half, d] = narrow(given, own[half, d])
+            receiver[half, d] += given
+            sender[half, d] += given
+
+
+@inlined
+def weight_backward(packed: Array, slopes: Array, slope: Any, mean: Any, total: Array) -> None:
+    """Add to the gradient of the last layer what a row contributes: `slope` times the row less its mean."""
+    for d in range(packed.shape[1]):
+        total[d] += slope * (slopes[1, d] * packed[1, d] - mean)
+
+
+@inlined
+def row_backward(packed: Array, slopes: Array, centred: Array, slope: Any, bend: Any, mean: Any) -> None:
+    """Turn derivatives of a row into the gradient before its gate, in place."""
+    for d in range(packed.shape[1]):
+        d_x = slope * centred[d] + bend * (slopes[1, d] * packed[1, d] - mean)
+        slopes[0, d] *= d_x
+        slopes[1, d] *= d_x
+
+
+@inlined
+def product(x: Array, y: Array, made: Array) -> None:
+    """Product of two rows, number by number, into `made`."""
+    for d in range(len(x)):
+        made[d] = x[d] * y[d]
+
+
+@inlined
+def add_normal(x: Array, centre: Any, inverse: Any, total: Array) -> None:
+    """Add the row, less its centre, times `inverse` to `total`."""
+    for d in range(len(x)):
+        total[d] += (x[d] - centre) * inverse
+
+
+@inlined
+def normal_backward(x: Array, d_normal: Array, total: Any, centre: Any, bend: Any, inverse: Any, slopes: Array) -> None:
+    """Turn derivatives of a row into the gradient before its gate, in place, from that of the row normalised."""
+    for d in range(len(x)):
+        d_x = (d_normal[d] - total - (x[d] - centre) * bend) * inverse
+        slopes[0, d] *= d_x
+        slopes[1, d] *= d_x
+
+
+@inlined
+def pack_frame(place: Array, distance: Any, weight: Array, frame: int, packed: Array) -> None:
+    """The first layer of an edge in a frame: one of four flips of signs."""
+    first, second = (
+        place[0] * packed.dtype.type(1 - 2 * (frame // 2)),
+        place[1] * packed.dtype.type(1 - 2 * (frame % 2)),
+    )
+    for half in range(2):
+        for d in range(packed.shape[1]):
+            sum_of_places = weight[0, half, d] * first + weight[1, half, d] * second
+            packed[half, d] = sum_of_places + weight[2, half, d] * distance + weight[3, half, d]
+
+
+@inlined
+def frames_backward(d_packed: Array, place: Array, distance: Any, gradient: Array) -> None:
+    """Add to the gradient (4, 2, width / 2) of the first layer what an edge contributes under its four frames."""
+    for half in range(2):
+        one, two, three, four = d_packed[0, half], d_packed[1, half], d_packed[2, half], d_packed[3, half]
+        for d in range(len(one)):
+            gradient[0, half, d] += place[0] * (one[d] + two[d] - three[d] - four[d])
+        for d in range(len(one)):
+            gradient[1, half, d] += place[1] * (one[d] - two[d] + three[d] - four[d])
+        for d in range(len(one)):
+            gradient[2, half, d] += distance * (one[d] + two[d] + three[d] + four[d])
+        for d in range(len(one)):
+            gradient[3, half, d] += one[d] + two[d] + three[d] + four[d]
+
+
+@inlined
+def softmax_of(logit: Array, factor: Array, mask: Array, softmax: Array) -> None:
+    """Of logits after dropout, over real neighbours, all zero where there are none."""
+    real = softmax.dtype.type
+    highest, total = real(-math.inf), real(0)
+    for k in range(len(logit)):
+        softmax[k] = logit[k] * factor[k]
+        highest = max(highest, softmax[k]) if mask[k] else highest
+    for k in range(len(logit)):
+        softmax[k] = _exp(softmax[k] - highest) if mask[k] else real(0)
+        total += softmax[k]
+    for k in range(len(logit)):
+        softmax[k] = softmax[k] / total if mask[k] else real(0)
+
+
+@inlined
+def softmax_backward(softmax: Array, factor: Array, d_logit: Array) -> None:
+    """From the gradient of weights before dropout to that of logits before it, in place."""
+    total = dot(d_logit, softmax)
+    for k in range(len(softmax)):
+        d_logit[k] = softmax[k] * (d_logit[k] - total) * factor[k]
+
+
+@inlined
+def dot(x: Array, y: Array) -> Any:
+    """Inner product of two rows."""
+    total = x.dtype.type(0)
+    for d in range(len(x)):
+        total += x[d] * y[d]
+    return total
+
+
+@inlined
+def add_scaled(x: Array, factor: Any, total: Array) -> None:
+    """Add `factor` times a row to `total`."""
+    for d in range(len(x)):
+        total[d] += factor * x[d]
+
+
+@inlined
+def set_scaled(x: Array, factor: Any, made: Array) -> None:
+    """`factor` times a row, into `made`."""
+    for d in range(len(x)):
+        made[d] = factor * x[d]
+
+
+@compile_at_first_call
+def attend(spots: Spots, last: ReadOut, attended: Array) -> None:
+    """Weighted values and edges, into `attended`, (n, H * … + H * …)."""
+    receiver, sender, part, value, edge, near, mask = spots
+    weight, bias, constants, inside, logits, weights, first = last
+    (n_near, n_heads), width, real = part.shape[1:3], len(weight), weight.dtype.type
+    weight_sum, excess = weight.sum(), np.empty(n_near, real)
+    softmax, factor = np.empty(n_near, real), np.empty(n_near, real)
+    n_value, n_edge = value.shape[2], edge.shape[3]
+    for i in range(len(near)):
+        for h in range(n_heads):
+            place = np.uint32((first + i * n_near) * n_heads + h)
+            for k in range(n_near):
+                shares, row = sender[near[i, k], h], np.uint32(place + np.uint32(k * n_heads)) * np.uint32(width)
+                mean, inverse, along = gate_along(
+                    receiver[i, h], shares, part[i, k, h], weight, inside, row, constants[0]
+                )
+                excess[k] = (along - mean * weight_sum) * inverse + bias[0]
+            keep(logits, constants[1], place, n_heads, factor)
+            softmax_of(excess, factor, mask[i], softmax)
+            keep(weights, constants[2], place, n_heads, factor)
+            of_value = attended[i, h * n_value : (h + 1) * n_value]
+            of_edge = attended[i, n_heads * n_value + h * n_edge : n_heads * n_value + (h + 1) * n_edge]
+            of_value[:], of_edge[:] = 0, 0
+            for k in range(n_near):
+                add_scaled(value[near[i, k], h], softmax[k] * factor[k], of_value)
+                add_scaled(edge[i, k, h], softmax[k] * factor[k], of_edge)
+
+
+@compile_at_first_call
+def attend_backward(spots: Spots, last: ReadOut, d_attended: Array, gradient: Gradient) -> None:
+    """Gradient of `attend`, by the formula in `histoflow.flow.attention`."""
+    receiver, sender, part, value, edge, near, mask = spots
+    weight, bias, constants, inside, logits, weights, first = last
+    d_receiver, d_sender, d_part, d_value, d_edge, d_last = gradient
+    (n_near, n_heads), width, real = part.shape[1:3], len(weight), weight.dtype.type
+    n_value, n_edge = value.shape[2], edge.shape[3]
+    packed, slopes = np.empty((n_near, 2, width), real), np.empty((n_near, 2, width), real)
+    mean, inverse, excess = np.empty(n_near, real), np.empty(n_near, real), np.empty(n_near, real)
+    softmax, d_logit = np.empty(n_near, real), np.empty(n_near, real)
+    of_logits, of_weights = np.empty(n_near, real), np.empty(n_near, real)
+    weight_sum = weight.sum()
+    centred = weight - weight_sum / real(width)
+    for i in range(len(near)):
+        for h in range(n_heads):
+            place = np.uint32((first + i * n_near) * n_heads + h)
+            for k in range(n_near):
+                add_three(receiver[i, h], sender[near[i, k], h], part[i, k, h], packed[k])
+                row = np.uint32(place + np.uint32(k * n_heads)) * np.uint32(width)
+                mean[k], inverse[k], along = gate_with_slopes(packed[k], weight, inside, row, constants[0], slopes[k])
+                excess[k] = (along - mean[k] * weight_sum) * inverse[k] + bias[0]
+            keep(logits, constants[1], place, n_heads, of_logits)
+            keep(weights, constants[2], place, n_heads, of_weights)
+            softmax_of(excess, of_logits, mask[i], softmax)
+            of_value = d_attended[i, h * n_value : (h + 1) * n_value]
+            of_edge = d_attended[i, n_heads * n_value + h * n_edge : n_heads * n_value + (h + 1) * n_edge]
+            for k in range(n_near):
+                j, share = near[i, k], softmax[k] * of_weights[k]
+                d_logit[k] = (dot(of_value, value[j, h]) + dot(of_edge, edge[i, k, h])) * of_weights[k]
+                add_scaled(of_value, share, d_value[j, h])
+                set_scaled(of_edge, share, d_edge[i, k, h])
+            softmax_backward(softmax, of_logits, d_logit)
+            d_receiver[i, h] = 0
+            for k in range(n_near):
+                slope = d_logit[k] * inverse[k]
+                bend = -slope * inverse[k] * (excess[k] - bias[0]) / real(width)
+                d_last[h, width] += d_logit[k]
+                weight_backward(packed[k], slopes[k], slope, mean[k], d_last[h])
+                row_backward(packed[k], slopes[k], centred, slope, bend, mean[k])
+                unpack(slopes[k], d_part[i, k, h], d_receiver[i, h], d_sender[near[i, k], h])
+
+
+@compile_at_first_call
+def embed(edges: Edges, first: int, mean: Array) -> None:
+    """Normalised gated rows of edges, averaged over the four frames, into `mean`, (n_edges, width / 2)."""
+    projection, distance, weight, inside, constants = edges
+    width, real = mean.shape[1], mean.dtype.type
+    packed, x = np.empty((2, width), real), np.empty(width, real)
+    for e in range(len(mean)):
+        mean[e] = 0
+        for frame in range(4):
+            pack_frame(projection[e], distance[e], weight, frame, packed)
+            counter = np.uint32(4 * (first + e) + frame) * np.uint32(width)
+            centre, inverse = gate(packed, inside, counter, constants[0], x)
+            add_normal(x, centre, inverse * real(0.25), mean[e])
+
+
+@compile_at_first_call
+def embed_backward(edges: Edges, first: int, d_mean: Array, mean: Array, gradient: Array) -> None:
+    """Gradient of `embed` to its weight, added to `gradient`; `mean` is found once more, too."""
+    projection, distance, weight, inside, constants = edges
+    width, real = mean.shape[1], mean.dtype.type
+    packed, slopes, x = np.empty((2, width), real), np.empty((4, 2, width), real), np.empty(width, real)
+    for e in range(len(mean)):
+        total = d_mean[e].sum() / real(width)
+        mean[e] = 0
+        for frame in range(4):
+            pack_frame(projection[e], distance[e], weight, frame, packed)
+            counter = np.uint32(4 * (first + e) + frame) * np.uint32(width)
+            centre, inverse, along = gate_with_slopes(packed, d_mean[e], inside, counter, constants[0], slopes[frame])
+            bend = (along / real(width) - centre * total) * inverse * inverse
+            product(slopes[frame, 1], packed[1], x)
+            add_normal(x, centre, inverse * real(0.25), mean[e])
+            normal_backward(x, d_mean[e], total, centre, bend, inverse * real(0.25), slopes[frame])
+        frames_backward(slopes, projection[e], distance[e], gradient)
+
+
+@compile_at_first_call
+def normalize(packed: Array, inside: Chosen | None, constants: Array, rows: tuple[int, int], normal: Array) -> None:
+    """Gated rows of `packed`, (n_rows, 2, width / 2), normalised into `normal`, (n_rows, width / 2)."""
+    width = normal.shape[1]
+    for row in range(rows[0], rows[1]):
+        counter = np.uint32(row) * np.uint32(width)
+        mean, inverse = gate(packed[row], inside, counter, constants[0], normal[row])
+        for d in range(width):
+            normal[row, d] = (normal[row, d] - mean) * inverse
+
+
+@compile_at_first_call
+def normalize_backward(
+    packed: Array, inside: Chosen | None, constants: Array, rows: tuple[int, int], d_normal: Array, d_packed: Array
+) -> None:
+    """Gradient of `normalize`, into `d_packed`, (n_rows, 2, width / 2)."""
+    width, real = d_normal.shape[1], packed.dtype.type
+    x = np.empty(width, real)
+    for row in range(rows[0], rows[1]):
+        total = d_normal[row].sum() / real(width)
+        counter = np.uint32(row) * np.uint32(width)
+        centre, inverse, along = gate_with_slopes(
+            packed[row], d_normal[row], inside, counter, constants[0], d_packed[row]
+        )
+        bend = (along / real(width) - centre * total) * inverse * inverse
+        product(d_packed[row, 1], packed[row, 1], x)
+        normal_backward(x, d_normal[row], total, centre, bend, inverse, d_packed[row])
+
+
+@compile_at_first_call
+def scale(x: Array, chosen: Chosen, factor: Array, first: int) -> None:
+    """Multiply what is kept of a flat `x` with `factor`, (1,), and the rest with zero, in place."""
+    by, none, least = factor[0], x.dtype.type(0), np.uint32(chosen.least)
+    for d in range(len(x)):
+        x[d] *= by if word(np.uint32(first + d), chosen) >= least else none
+
+
+@compile_at_first_call
+def scale_by_frames(x: Array, chosen: Chosen, below: Array, factor: Array, first: int) -> None:
+    """Multiply numbers of a flat `x` with `factor`, (1,), times how many of four frames keep each, in place.
+
+    `below` are the thresholds of that number, (4,), uint32: it is how many of them a random word reaches.
+    """
+    by, none = factor[0], x.dtype.type(0)
+    one, two, three, four = below[0], below[1], below[2], below[3]
+    for d in range(len(x)):
+        drawn = word(np.uint32(first + d), chosen)
+        share = (by if drawn >= one else none) + (by if drawn >= two else none)
+        x[d] *= share + (by if drawn >= three else none) + (by if drawn >= four else none)
