@@ -285,3 +285,23 @@ def test_sparse_columns_have_a_pointer_each(h5ad):
         file["X"].attrs["shape"] = (4, 1 << 56)
     with pytest.raises(ReadError, match=r"X claims shape .* with 4 index pointers"):
         read_anndata(h5ad, "AnnData")
+
+
+def arrays(file):
+    for number in range(40):
+        file.create_dataset(f"a{number}", (1000, 1000), "f8", chunks=(1000, 1000))
+
+
+def links(file):
+    file.create_dataset("a", (1000, 1000), "f8", chunks=(1000, 1000))
+    for number in range(20):
+        file[f"hard{number}"], file[f"soft{number}"] = file["a"], h5py.SoftLink("/a")
+
+
+@pytest.mark.parametrize("make", [arrays, links])
+def test_arrays_that_only_together_claim_too_much_are_refused(tmp_path, make):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    told = r"its arrays claim 0\.\d+ GiB together, which this file cannot hold"
+    with pytest.raises(ReadError, match=told), opened_hdf5(tmp_path / "a.h5"):
+        pass

@@ -45,50 +45,62 @@ def opened_hdf5(path: Path) -> Iterator[h5py.File]:
     """
     with h5py.File(path, "r") as file:
         _check_heaps(path)
-        _check_links(file)
         _check_things(file, path.stat().st_size)
         yield file
 
 
-def _check_links(file: h5py.File) -> None:
-    """Refuse links into other files, and groups that are linked twice: who follows them may never come to an end."""
+def _check_things(file: h5py.File, file_bytes: int) -> None:
+    """Look at all that is in a file; its groups make a tree, or who follows them may never come to an end."""
+    most, claimed = max(_SMALL_BYTES, MOST_PACKED * file_bytes), 0
+    groups: set[int] = set()
+    for name, thing in _things(file):
+        _check_attributes(name, thing)
+        if isinstance(thing, h5py.Dataset):
+            claimed += _check_dataset(name, thing, most)
+        elif isinstance(thing, h5py.Group):
+            _check_group(name, thing, groups)
+    if claimed > most:
+        raise ReadError(f"its arrays claim {claimed / 2**30:.3g} GiB together, which this file cannot hold")
+
+
+def _things(file: h5py.File) -> Iterator[tuple[str, Any]]:
+    """The file and what every link in it leads to; of soft links that lead nowhere, nothing."""
     names: list[str] = []
     file.visit_links(names.append)  # nothing may be raised while the library walks
-    groups = {h5py.h5o.get_info(file.id).addr}
-    for name in names:
-        link = file.get(name, getlink=True)
+    links = {name: file.get(name, getlink=True) for name in names}
+    for name, link in links.items():  # all of them before the first is followed
         if isinstance(link, h5py.ExternalLink):
             raise ReadError(f"{name} lies in another file, {link.filename}, which is not opened")
-        if not isinstance(thing := file.get(name), h5py.Group):
-            continue
-        address = h5py.h5o.get_info(thing.id).addr
-        if address in groups:
-            raise ReadError(f"{name} is a second link to a group, which is not followed")
-        groups.add(address)
+    yield "/", file
+    for name, link in links.items():
+        if not isinstance(link, h5py.SoftLink):
+            yield name, file[name]
+        elif (thing := file.get(name)) is not None:
+            yield name, thing
 
 
-def _check_things(file: h5py.File, file_bytes: int) -> None:
-    names = ["/"]
-    file.visit(names.append)
-    for name in names:
-        thing = file[name]
-        for key in thing.attrs:
-            attribute, called = thing.attrs.get_id(key), f"attribute {key} of {name}"
-            _check_type(called, attribute.get_type())
-            _check_size(called, attribute.shape, attribute.dtype.itemsize, _MOST_ATTRIBUTE)
-        if isinstance(thing, h5py.Dataset):
-            _check_dataset(name, thing, max(_SMALL_BYTES, MOST_PACKED * file_bytes))
-        elif isinstance(thing, h5py.Group):
-            _check_pointers(name, thing)
+def _check_group(name: str, group: h5py.Group, known: set[int]) -> None:
+    """Refuse a group that was met before; `known` holds where each lies."""
+    address = h5py.h5o.get_info(group.id).addr
+    if address in known:
+        raise ReadError(f"{name} is a second link to a group, which is not followed")
+    known.add(address)
+    _check_pointers(name, group)
 
 
-def _check_dataset(name: str, dataset: h5py.Dataset, most: int) -> None:
+def _check_dataset(name: str, dataset: h5py.Dataset, most: int) -> int:
+    """Refuse one that claims more than `most` bytes; give back how many it does."""
     _check_type(name, dataset.id.get_type())
-    if not dataset.shape:
-        return
-    if dataset.external or dataset.is_virtual:
+    if dataset.shape and (dataset.external or dataset.is_virtual):
         raise ReadError(f"the values of {name} lie in another file, which is not opened")
-    _check_size(name, dataset.shape, dataset.dtype.itemsize, most)
+    return _check_size(name, dataset.shape, dataset.dtype.itemsize, most)
+
+
+def _check_attributes(name: str, thing: h5py.HLObject) -> None:
+    for key in thing.attrs:
+        attribute, called = thing.attrs.get_id(key), f"attribute {key} of {name}"
+        _check_type(called, attribute.get_type())
+        _check_size(called, attribute.shape, attribute.dtype.itemsize, _MOST_ATTRIBUTE)
 
 
 def _check_type(name: str, kind: Any) -> None:
@@ -146,10 +158,11 @@ def _check_heap(held: mmap.mmap, start: int) -> None:
         here += step
 
 
-def _check_size(name: str, shape: tuple[int, ...] | None, itemsize: int, most: int) -> None:
-    claimed = math.prod(shape or ()) * itemsize
+def _check_size(name: str, shape: tuple[int, ...] | None, itemsize: int, most: int) -> int:
+    claimed = 0 if shape is None else math.prod(shape) * itemsize
     if claimed > most:
         raise ReadError(f"{name} claims shape {shape}, {claimed / 2**30:.3g} GiB, which this file cannot hold")
+    return claimed
 
 
 def _checked(table: AnnData) -> AnnData:
