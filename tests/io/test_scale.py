@@ -55,6 +55,10 @@ def test_points_of_one_place_are_apart_by_nothing():
     np.testing.assert_array_equal(distinct_places(GRID[[5, 2, 5, 0, 2, 5]]), ([0, 1, 3], [3, 2, 1]))
 
 
+def test_places_that_are_no_numbers_are_not_one_place():
+    assert len(distinct_places(np.full((3, 2), np.nan))[0]) == 3
+
+
 def test_many_points_of_one_place_take_no_time_that_grows_with_their_square():
     start = time.process_time()
     assert nearest_distance(np.zeros((1 << 17, 2))) == 0

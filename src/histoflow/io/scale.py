@@ -269,7 +269,7 @@ def distinct_places(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray
     For trees, which compare all points of one place with each other.
     """
     as_complex = np.ascontiguousarray(xy, dtype=np.float64).view(np.complex128)[:, 0]
-    _, first, counts = np.unique(as_complex, return_index=True, return_counts=True)
+    _, first, counts = np.unique(as_complex, return_index=True, return_counts=True, equal_nan=False)
     order = np.argsort(first)
     return first[order], counts[order]
 
