@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 from typing import Any
@@ -22,12 +23,17 @@ _ERRORS = (
     AttributeError,
     IndexError,
 )
+_DAMAGED: set[bytes] = set()
+"""Digests of what came of changed bytes: the library writes into no such file, as that may break the process."""
 _HUGE = (1_000_000_000, 300_000_000, 1 << 40)
 
 
 def mutate_hdf5(data: bytes, rng: random.Random) -> bytes:
-    """Replace, drop, swap or link one object or attribute; in half of the cases flip, cut or write bytes."""
-    if rng.random() < 0.5:
+    """Replace, drop, swap or link one object or attribute; in half of the cases flip, cut or write bytes.
+
+    Of a file whose bytes were changed before, bytes are changed again.
+    """
+    if rng.random() < 0.5 or hashlib.sha256(data).digest() in _DAMAGED:
         return _bytes(data, rng)
     buffer = io.BytesIO(data)
     try:
@@ -42,6 +48,13 @@ def mutate_hdf5(data: bytes, rng: random.Random) -> bytes:
 
 
 def _bytes(data: bytes, rng: random.Random) -> bytes:
+    changed = _changed_bytes(data, rng)
+    if changed != data:
+        _DAMAGED.add(hashlib.sha256(changed).digest())
+    return changed
+
+
+def _changed_bytes(data: bytes, rng: random.Random) -> bytes:
     if not data:
         return rng.choice(BYTES)
     changed = bytearray(data)

@@ -54,6 +54,22 @@ def test_every_input_is_read_or_refused_by_an_error_of_ours(reader, tmp_path):
     assert min(result.read, result.refused, result.kept) > 0
 
 
+def test_the_library_does_not_write_into_hdf5_whose_bytes_were_changed(tmp_path, monkeypatch):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a"] = np.arange(3)
+    whole, opened, open_file = (tmp_path / "a.h5").read_bytes(), [], h5py.File
+    monkeypatch.setattr("h5py.File", lambda *how: opened.append(how) or open_file(*how))
+    mutator, damaged, rng = mutator_of("a.h5"), [], random.Random(0)
+    for _ in range(40):
+        n_opened, made = len(opened), mutator(whole, rng)
+        damaged += [made] if len(opened) == n_opened and made != whole else []
+    assert min(len(opened), len(damaged)) > 9
+    opened.clear()
+    for held in damaged * 3:
+        mutator(held, rng)
+    assert not opened
+
+
 def one_seed():
     return [{"a.json": b'{"a": [1, 2, {"b": "c"}]}'}]
 

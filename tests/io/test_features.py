@@ -1,5 +1,7 @@
 """Patch features from elsewhere: invented files in the layouts of HEST, TRIDENT and CLAM, read, fitted, predicted."""
 
+import time
+
 import anndata
 import h5py
 import numpy as np
@@ -198,6 +200,28 @@ def test_the_nearest_spot_gets_the_patch_and_distant_ones_none(tmp_path):
     with pytest.warns(DroppedSpotsWarning, match="1 patches without counts, 2 spots without a patch"):
         section = read_features(path, counts=anndata.concat([off, near]), mpp=MPP)
     assert list(section.obs_names) == barcodes(4)[:3]
+
+
+def test_many_patches_of_one_place_are_joined_in_time(tmp_path):
+    n_patches = 1 << 16
+    features, corners = np.zeros((n_patches, 2), np.float32), np.full((n_patches, 2), 1000)
+    counts = AnnData(sparse.csr_matrix(np.ones((n_patches, 1), np.float32)), obsm={"spatial": corners + SIDE_PX / 2})
+    path = write(tmp_path / "a.h5", "trident", features=features, corners=corners)
+    start = time.process_time()
+    with pytest.warns(DroppedSpotsWarning, match="65535 patches without counts"):
+        section = read_features(path, counts=counts, mpp=MPP)
+    assert section.n_obs == 1
+    assert time.process_time() - start < 10  # a tree of them all takes a minute
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-21, 1e12, 1e308])
+@pytest.mark.parametrize("patch_um", [None, 112.0])
+def test_a_patch_of_no_size_or_larger_than_a_slide_is_refused(tmp_path, size, patch_um):
+    path = write(tmp_path / "a.h5", "trident", features=vectors(0), corners=lattice())
+    with h5py.File(path, "r+") as file:
+        file["coords"].attrs["patch_size_level0"] = size
+    with pytest.raises(ResolutionError, match=r"level-0 pixels or .* µm wide, wanted 0\.1 to 100000 µm"):
+        read_features(path, mpp=2.0, patch_um=patch_um)
 
 
 def test_counts_are_read_from_a_file(tmp_path):

@@ -196,3 +196,112 @@ def test_a_file_that_was_cut_is_refused(h5ad, keep):
     h5ad.write_bytes(h5ad.read_bytes()[:keep])
     with pytest.raises(ReadError, match=r"made\.h5ad is not a whole h5ad file"):
         read_anndata(h5ad, "AnnData")
+
+
+def texts_of_kind(content, kind):
+    """The file with its variable lengths said to be of another kind; 1 are texts."""
+    of_texts = b"\x19%c\x01\0\x10\0\0\0"
+    assert of_texts % 1 in content
+    return content.replace(of_texts % 1, of_texts % kind)
+
+
+@pytest.mark.parametrize("kind", [2, 3, 15])
+def test_a_variable_length_that_is_no_text_and_no_row_does_not_crash_the_reader(h5ad, kind):
+    h5ad.write_bytes(texts_of_kind(h5ad.read_bytes(), kind))
+    with pytest.raises(ReadError, match=f"encoding-type of / is of a variable length of kind {kind}, which is none"):
+        read_anndata(h5ad, "AnnData")
+
+
+@pytest.mark.parametrize("dtype", [h5py.string_dtype(), [("a", h5py.string_dtype())], (h5py.string_dtype(), (2,))])
+def test_such_a_variable_length_is_found_wherever_it_is_in_a_type(tmp_path, dtype):
+    path = tmp_path / "t.h5"
+    with h5py.File(path, "w") as file:
+        kind = h5py.h5t.py_create(np.dtype(dtype), logical=True)
+        h5py.h5d.create(file.id, b"texts", kind, h5py.h5s.create_simple((3,)))
+    with opened_hdf5(path):
+        pass
+    path.write_bytes(texts_of_kind(path.read_bytes(), 3))
+    with pytest.raises(ReadError, match="texts is of a variable length of kind 3"), opened_hdf5(path):
+        pass
+
+
+def test_rows_of_variable_length_stay_rows(tmp_path):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        file.create_dataset("rows", (2,), h5py.vlen_dtype(np.int32))[0] = [1, 2]
+    with opened_hdf5(tmp_path / "v.h5") as file:
+        np.testing.assert_array_equal(file["rows"][0], [1, 2])
+
+
+def in_itself(file):
+    file["uns/again"] = h5py.SoftLink("/uns")
+
+
+def hard_in_itself(file):
+    file["uns/again"] = file["/"]
+
+
+def doubled(file):
+    """40 groups, each twice in the one before: 2**40 ways to the last."""
+    inner = file.create_group("uns/g")
+    for number in range(40):
+        outer = file.create_group(f"uns/g{number}")
+        outer["a"], outer["b"], inner = inner, inner, outer
+
+
+@pytest.mark.parametrize("link", [in_itself, hard_in_itself, doubled])
+def test_groups_that_are_linked_twice_are_refused(h5ad, link):
+    with h5py.File(h5ad, "r+") as file:
+        link(file)
+    with pytest.raises(ReadError, match="is a second link to a group, which is not followed"):
+        read_anndata(h5ad, "AnnData")
+
+
+def test_links_to_arrays_and_to_nothing_are_no_danger(h5ad):
+    with h5py.File(h5ad, "r+") as file:
+        file["here"], file["nowhere"] = h5py.SoftLink("/obs/kind/codes"), h5py.SoftLink("/x")
+    with opened_hdf5(h5ad) as file:
+        assert file["here"].shape == (4,)
+
+
+@pytest.mark.parametrize("shape", [(1 << 56, 3), (-1, 3), (3, 4), (4,), 4])
+@pytest.mark.parametrize("old", [False, True])
+def test_a_sparse_matrix_that_claims_other_rows_is_refused(h5ad, shape, old):
+    with h5py.File(h5ad, "r+") as file:
+        del file["X"].attrs["shape"]
+        file["X"].attrs["h5sparse_shape" if old else "shape"] = shape
+        if old:
+            file["X"].attrs["h5sparse_format"] = np.bytes_("csr")
+            del file["X"].attrs["encoding-type"]
+    with pytest.raises(ReadError, match=r"X claims shape .* with 5 index pointers; wanted one more than rows"):
+        read_anndata(h5ad, "AnnData")
+
+
+def test_sparse_columns_have_a_pointer_each(h5ad):
+    made = anndata.read_h5ad(h5ad)
+    made.X = sp.csc_matrix(made.X)
+    made.write_h5ad(h5ad)
+    assert read_anndata(h5ad, "AnnData").shape == (4, 3)
+    with h5py.File(h5ad, "r+") as file:
+        file["X"].attrs["shape"] = (4, 1 << 56)
+    with pytest.raises(ReadError, match=r"X claims shape .* with 4 index pointers"):
+        read_anndata(h5ad, "AnnData")
+
+
+def arrays(file):
+    for number in range(40):
+        file.create_dataset(f"a{number}", (1000, 1000), "f8", chunks=(1000, 1000))
+
+
+def links(file):
+    file.create_dataset("a", (1000, 1000), "f8", chunks=(1000, 1000))
+    for number in range(20):
+        file[f"hard{number}"], file[f"soft{number}"] = file["a"], h5py.SoftLink("/a")
+
+
+@pytest.mark.parametrize("make", [arrays, links])
+def test_arrays_that_only_together_claim_too_much_are_refused(tmp_path, make):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        make(file)
+    told = r"its arrays claim 0\.\d+ GiB together, which this file cannot hold"
+    with pytest.raises(ReadError, match=told), opened_hdf5(tmp_path / "a.h5"):
+        pass

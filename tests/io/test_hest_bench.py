@@ -144,6 +144,15 @@ def test_the_scale_is_found_where_it_is_recorded(task, known, mpp):
 
 
 @pytest.mark.filterwarnings("ignore::histoflow._errors.DroppedSpotsWarning")
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, '{"a":' * 480 + "1" + "}" * 480, "{", "\xff"])
+def test_metadata_that_are_no_json_or_too_deep_are_refused(task, text):
+    (task / "metadata").mkdir()
+    (task / "metadata" / "E.json").write_text(text, encoding="latin-1")
+    with pytest.raises(ReadError, match=r"E\.json is not valid JSON"):
+        scale_by(task)
+
+
+@pytest.mark.filterwarnings("ignore::histoflow._errors.DroppedSpotsWarning")
 def test_the_scale_follows_from_visium_positions(task):
     def place(table):
         row, col = np.arange(table.n_obs) // 6, np.arange(table.n_obs) % 6 * 2 + np.arange(table.n_obs) // 6 % 2

@@ -1,5 +1,6 @@
 """Scale: the pitch fit recovers every affine scale it may, and contradictions are told."""
 
+import time
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from histoflow._errors import OptionError, ResolutionError, ScaleWarning
 from histoflow.io.scale import (
     Scale,
     choose_scale,
+    distinct_places,
     fit_pitch,
     given_scale,
     is_plausible,
@@ -45,6 +47,22 @@ def test_pitch_is_recovered_under_rotation_mirror_shift_and_anisotropy(mpp_x, as
 def test_visium_neighbours_are_one_pitch_apart():
     assert nearest_distance(HEXAGONS * visium_step()) == pytest.approx(100)
     assert nearest_distance(HEXAGONS * visium_step(55.0)) == pytest.approx(55)
+
+
+def test_points_of_one_place_are_apart_by_nothing():
+    assert nearest_distance(np.repeat(GRID * 50.0, [3] * 40 + [1] * 23, axis=0)) == 0
+    assert nearest_distance(np.repeat(GRID * 50.0, [2] * 10 + [1] * 53, axis=0)) == 50
+    np.testing.assert_array_equal(distinct_places(GRID[[5, 2, 5, 0, 2, 5]]), ([0, 1, 3], [3, 2, 1]))
+
+
+def test_places_that_are_no_numbers_are_not_one_place():
+    assert len(distinct_places(np.full((3, 2), np.nan))[0]) == 3
+
+
+def test_many_points_of_one_place_take_no_time_that_grows_with_their_square():
+    start = time.process_time()
+    assert nearest_distance(np.zeros((1 << 17, 2))) == 0
+    assert time.process_time() - start < 10  # a tree takes a minute and more
 
 
 @pytest.mark.parametrize("points", [GRID[:0], GRID[:1], GRID[:2], GRID[:9], np.repeat(GRID[:1], 5, axis=0)])

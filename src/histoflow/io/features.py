@@ -41,6 +41,7 @@ from histoflow.io.scale import (
     VISIUM_PITCH_UM,
     Scale,
     choose_scale,
+    distinct_places,
     fit_pitch,
     given_scale,
     is_plausible,
@@ -57,6 +58,7 @@ _PARTS = {"features": ("embeddings", "features"), "coords": ("coords",), "barcod
 _TRIDENT_ONLY = {"patch_size_level0", "level0_magnification", "target_magnification"}
 _DOUBTFUL, _CONTRADICTORY = 0.02, 0.05
 _NEAR, _SAME = 0.25, 0.05
+_SIDES_UM = (0.1, 1e5)
 """Parts of a patch's side by which spot and patch may lie apart: joined by place, and joined by barcode."""
 
 
@@ -316,7 +318,13 @@ def _patch_side(patches: _Patches, scale: Scale, patch_um: float | None) -> tupl
     """Side of a patch in level-0 pixels along x and y, and in µm as it enters the record."""
     side_px = _recorded_side_px(patches)
     if side_px is not None:
-        return np.full(2, side_px), _agreed_um(patches.path, side_px, side_px * scale.mean, patch_um)
+        side_um = side_px * scale.mean
+        if not _SIDES_UM[0] < side_um < _SIDES_UM[1]:
+            raise ResolutionError(
+                f"{patches.path}: by its attributes and scale a patch is {side_px:g} level-0 pixels or {side_um:g} µm "
+                f"wide, wanted {_SIDES_UM[0]:g} to {_SIDES_UM[1]:g} µm; correct them, or make the file anew"
+            )
+        return np.full(2, side_px), _agreed_um(patches.path, side_px, side_um, patch_um)
     if patch_um is None:
         raise ResolutionError(
             f"{patches.path} does not record the size of its patches at level 0, without which their corners do not "
@@ -403,11 +411,12 @@ def _nearest_spots(
             f'section {name}: the file has no barcodes and the counts no obsm["{SPATIAL}"], so nothing joins them; '
             "give x, y of the spots in level-0 pixels there"
         )
-    distance, patch = KDTree(centres).query(counts.obsm[SPATIAL] / side_px, distance_upper_bound=_NEAR)
+    rows, _ = distinct_places(centres)
+    distance, patch = KDTree(centres[rows]).query(counts.obsm[SPATIAL] / side_px, distance_upper_bound=_NEAR)
     found = np.full(len(centres), -1, dtype=np.int64)
     for spot in np.argsort(-distance, kind="stable"):  # the nearest spot of a patch comes last and stays
         if np.isfinite(distance[spot]):
-            found[patch[spot]] = spot
+            found[rows[patch[spot]]] = spot
     return found
 
 

@@ -201,5 +201,5 @@ def _of_metadata(path: Path) -> float | None:
         return None
     try:
         return _of_uns(json.loads(path.read_text()))
-    except ValueError as err:
+    except (ValueError, RecursionError) as err:
         raise ReadError(f"{path} is not valid JSON ({err}); fetch it anew") from err

@@ -258,7 +258,20 @@ def nearest_distance(xy: NDArray[np.float64]) -> float:
 
     if len(xy) < 2:
         return math.nan
-    return float(np.median(KDTree(xy).query(xy, k=2)[0][:, 1]))
+    rows, counts = distinct_places(xy)
+    distance = np.zeros(len(rows)) if len(rows) == 1 else KDTree(xy[rows]).query(xy[rows], k=2)[0][:, 1]
+    return float(np.median(np.repeat(np.where(counts > 1, 0, distance), counts)))
+
+
+def distinct_places(xy: NDArray[np.float64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """First row of each place of points (n_points, 2), in their order, and how many rows it has, both (n_places,).
+
+    For trees, which compare all points of one place with each other.
+    """
+    as_complex = np.ascontiguousarray(xy, dtype=np.float64).view(np.complex128)[:, 0]
+    _, first, counts = np.unique(as_complex, return_index=True, return_counts=True, equal_nan=False)
+    order = np.argsort(first)
+    return first[order], counts[order]
 
 
 def visium_step(pitch_um: float | None = None) -> tuple[float, float]:
