@@ -58,8 +58,8 @@ _PARTS = {"features": ("embeddings", "features"), "coords": ("coords",), "barcod
 _TRIDENT_ONLY = {"patch_size_level0", "level0_magnification", "target_magnification"}
 _DOUBTFUL, _CONTRADICTORY = 0.02, 0.05
 _NEAR, _SAME = 0.25, 0.05
-_SIDES_UM = (0.1, 1e5)
 """Parts of a patch's side by which spot and patch may lie apart: joined by place, and joined by barcode."""
+_SIDES_UM = (0.1, 1e5)
 
 
 @dataclass(frozen=True)
