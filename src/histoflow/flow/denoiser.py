@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple, TypeVar, cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -25,12 +25,15 @@ from histoflow.flow.gated import GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.path import check_time
 
-Result = TypeVar("Result")
+Updated = tuple[Tensor, Tensor]
+"""Tokens and estimates of log1p expression."""
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
 _ROWS = 1024
-"""Spots worked on together where no gradient is wanted."""
+"""Spots that attend together where no gradient is wanted."""
+_SHARED_ROWS = 1 << 11
+"""Spots whose shares are found together there."""
 _HELD_NUMBERS = 1 << 26
 """Numbers of embedded edges that a context holds at most where no gradient is wanted."""
 
@@ -196,11 +199,11 @@ class Denoiser(nn.Module):
         check_time(t, wanted[0])
         token = context.image + self.time(_sinusoids(t.to(x_t.dtype)))
         expressions = list(x_t.reshape(-1, *wanted))
-        tokens, estimates = [token] * len(expressions), []
+        tokens, total = [token] * len(expressions), torch.zeros((), dtype=x_t.dtype, device=x_t.device)
         for number, layer in enumerate(self.layers):
             tokens, expressions = layer(tokens, expressions, partial(self._edge, context, number), context)
-            estimates.append(torch.stack(expressions))
-        return torch.stack(estimates).mean(dim=0).reshape(x_t.shape)
+            total = total + torch.stack(expressions)
+        return (total / len(self.layers)).reshape(x_t.shape)
 
     def _edge(self, context: SpotContext, layer: int, rows: slice) -> tuple[Tensor, Tensor | None]:
         """Embedded geometry of the edges of some spots, (n_rows, K, pairwise_dim), and their shares, if held."""
@@ -270,28 +273,38 @@ class DenoiserLayer(nn.Module):
 
         Without a gradient, spots are taken block by block: arrays of edges exist for one block only.
         """
-        shares = [self._shares(*draw) for draw in zip(tokens, expressions, strict=True)]
+        share = self._shares if torch.is_grad_enabled() else self._shares_by_blocks
+        shares = [share(*draw) for draw in zip(tokens, expressions, strict=True)]
 
-        def update(rows: slice) -> list[tuple[Tensor, Tensor]]:
+        def update(rows: slice) -> list[Updated]:
             (edge, part), near = edge_of(rows), Neighborhood(context.index[rows], context.mask[rows])
             if part is None and len(tokens) > 1 and not torch.is_grad_enabled():
                 part = edges_in_first_layer(edge, self.first_layer()[2])
             draws = zip(tokens, shares, strict=True)
             return [self._update(_rows_of(token, rows), own.of(rows), edge, near, part) for token, own in draws]
 
-        found = [update(slice(None))] if torch.is_grad_enabled() else self._by_blocks(update, context)
-        joined = [tuple(torch.cat(parts) for parts in zip(*draw, strict=True)) for draw in zip(*found, strict=True)]
-        return [token for token, _ in joined], [expression for _, expression in joined]
+        if torch.is_grad_enabled():
+            found = update(slice(None))
+        else:
+            draws = zip(tokens, expressions, strict=True)
+            found = [(torch.empty_like(token), torch.empty_like(expression)) for token, expression in draws]
+            self._by_blocks(update, found)
+        return [token for token, _ in found], [expression for _, expression in found]
 
-    def _by_blocks(self, update: Callable[[slice], Result], context: SpotContext) -> list[Result]:
-        """What `update` makes of the spots of each block, in order; threads share the blocks."""
+    def _by_blocks(self, update: Callable[[slice], list[Updated]], found: list[Updated]) -> None:
+        """Write what `update` makes of the spots of each block into `found`; threads share the blocks."""
 
-        def work(part: tuple[int, int]) -> list[Result]:
-            return [update(slice(start, min(start + _ROWS, part[1]))) for start in range(*part, _ROWS)]
+        def work(part: tuple[int, int]) -> None:
+            for start in range(*part, _ROWS):
+                rows = slice(start, min(start + _ROWS, part[1]))
+                for whole, block in zip(found, update(rows), strict=True):
+                    whole[0][rows], whole[1][rows] = block
 
-        if self.training or len(context.index) == 0:  # keys of dropout are drawn in one order
-            return work((0, max(1, len(context.index))))
-        return [one for found in in_parts(work, len(context.index), context.index.device) for one in found]
+        n_spots = len(found[0][0])
+        if self.training:  # keys of dropout are drawn in one order
+            work((0, n_spots))
+        else:
+            in_parts(work, n_spots, found[0][0].device)
 
     def first_layer(self) -> tuple[Tensor, ...]:
         """Weights of the first layer of the attention network, for query, key, edge and expression difference.
@@ -307,6 +320,19 @@ class DenoiserLayer(nn.Module):
         shared = linear(expression, to_difference)[:, None]
         sender = linear(key, to_key).add_(shared).flatten(1)
         return _Shares(query, shared, widened(sender), widened(value.flatten(1)))
+
+    def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
+        """As `_shares`, without arrays of all spots but those that are kept."""
+        if len(token) <= _SHARED_ROWS:
+            return self._shares(token, expression)
+        kept: list[Tensor] = []
+        for start in range(0, len(token), _SHARED_ROWS):
+            rows = slice(start, start + _SHARED_ROWS)
+            own = self._shares(token[rows], expression[rows])
+            kept = kept or [part.new_empty(len(token), *part.shape[1:]) for part in own]
+            for whole, part in zip(kept, own, strict=True):
+                whole[rows] = part
+        return _Shares(*kept)
 
     def _update(
         self, token: Tensor, shares: _Shares, edge: Tensor, near: Neighborhood, edge_part: Tensor | None
