@@ -25,11 +25,7 @@ from histoflow.flow.operands import Array, Chosen, Edges, Gradient, ReadOut, Spo
 
 AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
 # Without the interpreter's lock; sums may be taken in any order, NaN stays NaN.
-_OPTIONS: dict[str, Any] = {
-    "nogil": True,
-    "error_model": "numpy",
-    "fastmath": {"reassoc", "contract", "nsz", "arcp"},
-}
+_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
 
 
 def inlined(function: AnyFunction) -> AnyFunction:
@@ -274,10 +270,8 @@ def normal_backward(x: Array, d_normal: Array, total: Any, centre: Any, bend: An
 @inlined
 def pack_frame(place: Array, distance: Any, weight: Array, frame: int, packed: Array) -> None:
     """The first layer of an edge in a frame: one of four flips of signs."""
-    first, second = (
-        place[0] * packed.dtype.type(1 - 2 * (frame // 2)),
-        place[1] * packed.dtype.type(1 - 2 * (frame % 2)),
-    )
+    real = packed.dtype.type
+    first, second = place[0] * real(1 - 2 * (frame // 2)), place[1] * real(1 - 2 * (frame % 2))
     for half in range(2):
         for d in range(packed.shape[1]):
             sum_of_places = weight[0, half, d] * first + weight[1, half, d] * second
