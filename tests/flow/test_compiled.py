@@ -119,7 +119,7 @@ TRAIN_ONCE = """
 import hashlib
 import torch
 from tests.flow.test_attention import CHANCE, inputs, near
-from histoflow.flow.attention import Inputs, attend, edges_in_first_layer
+from histoflow.flow.attention import Inputs, attend
 from histoflow.flow.gated import GatedMLP
 
 torch.set_num_threads(1)

@@ -157,7 +157,7 @@ def gate_along(
 def gate_with_slopes(
     packed: Array, weight: Array, inside: Chosen | None, counter: Any, epsilon: Any, slopes: Array
 ) -> Any:
-    """As `_gate_along`, with the derivatives of the row by a and by b; the second, times b, is the row."""
+    """As `gate_along`, with the derivatives of the row by a and by b; the second, times b, is the row."""
     real = weight.dtype.type
     total, square, along = real(0), real(0), real(0)
     for d in range(len(weight)):
