@@ -102,7 +102,7 @@ def test_edges_are_the_mean_of_a_gated_network_over_frames(places, connect):
 
 def test_gradients_of_embedded_edges_under_dropout_are_those_of_finite_differences(places, connect, monkeypatch):
     monkeypatch.setattr("histoflow.flow.edges._BLOCK_NUMBERS", 400)
-    monkeypatch.setattr("histoflow.flow.edges.new_key", lambda: 3)
+    monkeypatch.setattr("histoflow.flow.dropout.Dropout.new_key", lambda self: 3)
     xy = places["jittered"][:9]
     geometry, embed = edge_geometry(xy, *connect(xy), dtype=torch.float64), EdgeEmbedding(4, 0.3).double()
     names, weights = zip(*embed.named_parameters(), strict=True)

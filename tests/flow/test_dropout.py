@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from histoflow.flow.dropout import Choice, Dropout, new_key, scale_by_frames_, scaled
+from histoflow.flow.dropout import Choice, Dropout, draw_keys_from, scale_by_frames_, scaled
 
 CPU = torch.device("cpu")
 
@@ -59,13 +59,24 @@ def test_dropout_rescales_in_training_only_and_its_gradient_is_its_mask():
     assert layer.eval()(x) is x
 
 
-def test_keys_come_from_torchs_generator():
+def test_keys_come_from_torchs_generator_unless_another_is_given():
+    layer = Dropout(0.5)
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        first = [new_key(), new_key()]
+        first = [layer.new_key(), layer.new_key()]
         torch.manual_seed(3)
-        assert [new_key(), new_key()] == first
+        assert [layer.new_key(), layer.new_key()] == first
+        draw_keys_from(torch.nn.Sequential(layer), torch.Generator().manual_seed(3))
+        before = torch.get_rng_state()
+        assert [layer.new_key(), layer.new_key()] == first
+        assert torch.equal(torch.get_rng_state(), before)
     assert first[0] != first[1]
+
+
+def test_where_nothing_is_dropped_no_key_is_drawn():
+    before = torch.get_rng_state()
+    assert Dropout(0.0).new_key() == Dropout(0.5).eval().new_key() == 0
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_a_tensor_that_is_not_contiguous_is_dropped_alike():

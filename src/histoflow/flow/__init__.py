@@ -1,6 +1,7 @@
 """Flow matching on tensors: prior, path, denoiser, sampler; knows no genes, no files, no AnnData."""
 
 from histoflow.flow.denoiser import Denoiser, SpotContext
+from histoflow.flow.dropout import draw_keys_from
 from histoflow.flow.geometry import EdgeGeometry, edge_geometry
 from histoflow.flow.path import LinearPath, PathSample
 from histoflow.flow.prior import GaussianPrior, Prior, ZeroPrior, ZINBPrior, prior_from_name
@@ -18,6 +19,7 @@ __all__ = [
     "SpotContext",
     "ZINBPrior",
     "ZeroPrior",
+    "draw_keys_from",
     "edge_geometry",
     "prior_from_name",
 ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from copy import copy
 from functools import cache
 from importlib import import_module
@@ -81,9 +82,16 @@ def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: to
         with torch.inference_mode(inference), torch.no_grad(), copy(halved):
             return work(part)
 
-    n_threads = torch.get_num_threads()
+    with threads_of_torch(n_parts) as pool:
+        return list(pool.map(one, pairwise(ends)))
+
+
+@contextmanager
+def threads_of_torch(n_threads: int) -> Iterator[ThreadPoolExecutor]:
+    """Threads in each of which torch keeps to that one."""
+    before = torch.get_num_threads()
     try:
-        with ThreadPoolExecutor(n_parts, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            return list(pool.map(one, pairwise(ends)))
+        with ThreadPoolExecutor(n_threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            yield pool
     finally:
-        torch.set_num_threads(n_threads)  # of threads to come: those of the pool set it for themselves and for these
+        torch.set_num_threads(before)  # of threads to come: those of the pool set it for themselves and for these

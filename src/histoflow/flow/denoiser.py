@@ -19,7 +19,7 @@ from torch.nn.functional import linear
 from histoflow._errors import OptionError, ShapeError
 from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
 from histoflow.flow.compiled import in_parts, widened
-from histoflow.flow.dropout import Dropout, new_key
+from histoflow.flow.dropout import Dropout
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
 from histoflow.flow.geometry import EdgeGeometry
@@ -348,7 +348,8 @@ class DenoiserLayer(nn.Module):
 
     def _chance(self) -> Chance:
         inside, weights = self.attention.dropout.rate, self.attention_dropout.rate
-        return Chance(inside, weights, self.attention.epsilon, new_key() if inside or weights else 0)
+        key = self.attention.dropout.new_key() or self.attention_dropout.new_key()
+        return Chance(inside, weights, self.attention.epsilon, key)
 
 
 def _rows_of(x: Tensor, rows: slice) -> Tensor:

@@ -57,6 +57,7 @@ class Dropout(nn.Module):
     def __init__(self, probability: float) -> None:
         super().__init__()
         self.probability = probability
+        self.generator: torch.Generator | None = None
 
     @property
     def rate(self) -> float:
@@ -67,8 +68,19 @@ class Dropout(nn.Module):
         """Drop and rescale while training; otherwise return `x`."""
         if not self.rate:
             return x
-        dropped: Tensor = _Drop.apply(widened(x), self.rate, new_key())  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Drop.apply(widened(x), self.rate, self.new_key())  # type: ignore[no-untyped-call]
         return dropped
+
+    def new_key(self) -> int:
+        """Draw a key; 0 where nothing is dropped."""
+        return int(torch.randint(2**62, (), generator=self.generator)) if self.rate else 0
+
+
+def draw_keys_from(network: nn.Module, generator: torch.Generator) -> None:
+    """Let dropout in a network draw from `generator`, not from torch's own, which is one for all threads."""
+    for module in network.modules():
+        if isinstance(module, Dropout):
+            module.generator = generator
 
 
 class _Drop(torch.autograd.Function):
@@ -113,11 +125,6 @@ def scale_by_frames_(x: Tensor, choice: Choice, rate: float, first: int) -> Tens
     chosen = choice.compiled()
     kernels().scale_by_frames(flat, chosen, below, factor, first)
     return x
-
-
-def new_key() -> int:
-    """Draw a key from torch's own generator, the source of all randomness in training."""
-    return int(torch.randint(2**62, ()))
 
 
 def _wrapped(word: int) -> int:

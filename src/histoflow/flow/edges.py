@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from histoflow.flow.compiled import add_product, array, compiled, dtype_of_products, in_parts, kernels, linear_of
-from histoflow.flow.dropout import Choice, new_key, scale_by_frames_
+from histoflow.flow.dropout import Choice, scale_by_frames_
 from histoflow.flow.gated import Gated, GatedMLP, normal_backward
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.operands import Edges
@@ -37,7 +37,7 @@ class EdgeEmbedding(nn.Module):
         """Map the two parts of an `EdgeGeometry` to (n_spots, K, pairwise_dim)."""
         mlp, rate = self.mlp, self.mlp.dropout.rate
         first = torch.cat([mlp.fc1.weight.t(), mlp.fc1.bias[None]])
-        key = new_key() if rate else 0
+        key = mlp.dropout.new_key()
         how = _How(rate, mlp.epsilon, Choice.of(rate, key, 0), Choice.of(rate, key, 1), dtype_of_products(distance))
         geometry = EdgeGeometry(projection.flatten(0, 1), distance.flatten())
         with torch.autocast(distance.device.type, enabled=False):

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
 from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
-from histoflow.flow.dropout import Choice, Dropout, new_key
+from histoflow.flow.dropout import Choice, Dropout
 
 
 class GatedMLP(nn.Module):
@@ -27,7 +27,7 @@ class GatedMLP(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
         packed = widened(self.fc1(x))
-        choice = Choice.of(self.dropout.rate, new_key() if self.dropout.rate else 0)
+        choice = Choice.of(self.dropout.rate, self.dropout.new_key())
         normal = _Normalize.apply(packed, choice, self.epsilon)  # type: ignore[no-untyped-call]
         result: Tensor = self.dropout(linear(normal, *self.read_out()))
         return result

@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from scipy.spatial.distance import cdist
 
 from histoflow.models.arrays import Arrays, named, under
+from histoflow.models.axes import leading_axes
 from histoflow.models.inner import InnerFolds
-from histoflow.models.linear import LinearHead, RidgePath
+from histoflow.models.linear import LinearHead
 from histoflow.models.member import Projection
-from histoflow.models.ridge_folds import fit_grouped_ridge
+from histoflow.models.normal_equations import NormalEquations, fit_strength
+from histoflow.models.side_by_side import side_by_side
 from histoflow.models.spots import Floats
 from histoflow.models.views import Columns
 
@@ -26,6 +28,8 @@ _MOST_LANDMARKS = 2048
 _REACH = 2.0
 """Distance at which similarity has fallen to 1 / e, in root mean squares of that of two training spots."""
 _LEAST_VALUE = 1e-9
+_MANY_SPOTS = 500
+"""Above so many it takes longer to fit a view than to arrange that several are fitted beside each other."""
 _HEAD, _PROJECTION = "head/", "projection/"
 _COLUMNS, _LANDMARKS, _ROOT, _ALPHA = "columns", "landmarks", "root", "alpha"
 
@@ -55,8 +59,8 @@ def low_rank(
     telling = np.asarray(log1p if others is None else others, dtype=np.float64)
     spread = 1.0 if others is None else np.maximum(telling[learned].std(axis=0), _LEAST_VALUE)
     telling = (telling - telling[learned].mean(axis=0)) / spread
-    _, _, axes = np.linalg.svd(telling[learned], full_matrices=False)
-    patterns = telling @ axes[:n_factors].T
+    _, axes = leading_axes(telling[learned], n_factors)
+    patterns = telling @ axes.T
     mean = log1p[learned].mean(axis=0, dtype=np.float64)
     strengths = np.linalg.lstsq(patterns[learned], log1p[learned] - mean, rcond=None)[0]
     told: Floats = (mean + patterns @ strengths).astype(np.float32)
@@ -212,18 +216,17 @@ def fit_anchor(
     -------
     The anchor; its views carry the strengths that were chosen.
     """
-    return Anchor(tuple(_fit_view(embedding, log1p, inner, columns, n_components, seed) for columns in views))
 
+    def fit(columns: Columns) -> ViewHead:
+        looked_at = embedding[:, columns]
+        projection = Projection.fit(looked_at, n_components, whitening=WHITENING)
+        components = projection(looked_at).numpy()
+        similarity = Similarity.fit(components, seed)
+        head, alpha = fit_strength(similarity(components), log1p, inner, ALPHAS)
+        return ViewHead(columns, projection, similarity, head, alpha)
 
-def _fit_view(
-    embedding: Floats, log1p: Floats, inner: InnerFolds, columns: Columns, n_components: int, seed: int
-) -> ViewHead:
-    looked_at = embedding[:, columns]
-    projection = Projection.fit(looked_at, n_components, whitening=WHITENING)
-    components = projection(looked_at).numpy()
-    similarity = Similarity.fit(components, seed)
-    head, told = fit_grouped_ridge(similarity(components), log1p, inner, alphas=ALPHAS, standardise=False)
-    return ViewHead(columns, projection, similarity, head, told["alpha"])
+    with side_by_side(worth_it=len(embedding) > _MANY_SPOTS) as run:
+        return Anchor(tuple(run(fit, views)))
 
 
 def held_out(
@@ -248,14 +251,19 @@ def held_out(
     Shape (n_spots, n_genes), log1p, float32; NaN for spots that no fold holds out.
     """
     targets = [learned(train) for train, _ in inner.folds]
-    found = np.full((len(embedding), anchor.views[0].head.coef.shape[1]), np.nan, np.float32)
-    for _, test in inner.folds:
-        found[test] = 0
-    for view in anchor.views:
+
+    def predict(view: ViewHead) -> list[Floats]:
         coordinates = view.coordinates(embedding)
-        for (train, test), target in zip(inner.folds, targets, strict=True):
-            head = RidgePath(coordinates[train], target, standardise=False).head(view.alpha)
-            found[test] += head.predict(coordinates[test]) / np.float32(len(anchor.views))
+        return [
+            next(NormalEquations.of(coordinates[train], target).heads([view.alpha])).predict(coordinates[test])
+            for (train, test), target in zip(inner.folds, targets, strict=True)
+        ]
+
+    found = np.full((len(embedding), anchor.views[0].head.coef.shape[1]), np.nan, np.float32)
+    with side_by_side(worth_it=len(embedding) > _MANY_SPOTS) as run:
+        by_view = list(run(predict, anchor.views))
+    for (_, test), parts in zip(inner.folds, zip(*by_view, strict=True), strict=True):
+        found[test] = np.mean(parts, axis=0)
     return found
 
 

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
+from histoflow.models.axes import axes_of_products, leading_axes
 from histoflow.models.noise import prior_noise, shelved
 from histoflow.models.spots import Floats, Spots
 from histoflow.models.training import matrices
@@ -96,11 +97,9 @@ class Projection:
 
         Each is divided by the power `whitening` of its spread: 0 keeps their proportions, 1 makes them equal.
         """
-        mean, scale, values, rows = _axes(x) if len(x) <= _MOST_AT_ONCE else _axes_by_blocks(x)
-        n_kept = max(1, int((values[:n_components] > values[0] * 1e-6).sum()))
-        # Signs of singular vectors are arbitrary: the largest entry is made positive.
-        rows = rows[:n_kept] * np.sign(rows[np.arange(n_kept), np.abs(rows[:n_kept]).argmax(axis=1)])[:, None]
-        spreads = values[:n_kept] / np.sqrt(len(x)) if values[0] > 0 else np.ones(n_kept)
+        axes = _axes if len(x) <= _MOST_AT_ONCE else _axes_by_blocks
+        mean, scale, values, rows = axes(x, n_components)
+        spreads = values / np.sqrt(len(x)) if values[0] > 0 else np.ones_like(values)
         power = spreads**-whitening
         power /= np.sqrt(np.square(spreads * power).mean())
         return cls(mean.astype(np.float32), scale.astype(np.float32), (rows.T * power).astype(np.float32))
@@ -114,18 +113,17 @@ class Projection:
 
 
 Axes = tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]
-"""Mean and spread of features (n_features,), singular values, largest first, and principal axes as rows."""
+"""Mean and spread of features (n_features,), and what `leading_axes` finds of them standardised."""
 
 
-def _axes(x: Floats) -> Axes:
+def _axes(x: Floats, n_components: int) -> Axes:
     x64 = x.astype(np.float64)
     spread = x64.std(axis=0)
     mean, scale = x64.mean(axis=0), np.where(spread > 0, spread, 1.0)
-    _, values, rows = np.linalg.svd((x64 - mean) / scale, full_matrices=False)
-    return mean, scale, values, rows
+    return mean, scale, *leading_axes((x64 - mean) / scale, n_components)
 
 
-def _axes_by_blocks(x: Floats) -> Axes:
+def _axes_by_blocks(x: Floats, n_components: int) -> Axes:
     """The same of many spots, from the products of their features, so that they are never all in double precision."""
     mean = x.mean(axis=0, dtype=np.float64)
     blocks = [slice(start, start + _BLOCK) for start in range(0, len(x), _BLOCK)]
@@ -135,8 +133,7 @@ def _axes_by_blocks(x: Floats) -> Axes:
         products += centred.T @ centred
     spread = np.sqrt(np.diag(products) / len(x))
     scale = np.where(spread > 0, spread, 1.0)
-    squares, axes = np.linalg.eigh(products / np.outer(scale, scale))
-    return mean, scale, np.sqrt(np.maximum(squares[::-1], 0.0)), np.ascontiguousarray(axes.T[::-1])
+    return mean, scale, *axes_of_products(products / np.outer(scale, scale), n_components)
 
 
 @dataclass(frozen=True)

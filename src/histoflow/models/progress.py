@@ -18,7 +18,7 @@ from histoflow.models.arrays import Arrays, named, under
 
 _NETWORK, _BEST, _OPTIMISER = "network/", "best/", "optimiser/"
 _LOSSES, _ERRORS, _BEST_EPOCH, _FINISHED = "losses", "errors", "best_epoch", "finished"
-_GENERATOR, _TORCH, _DEVICE = "generator", "torch", "device"
+_GENERATOR, _DEVICE = "generator/", "device"
 
 
 class Progress(Protocol):
@@ -69,19 +69,21 @@ class Bookmark:
         Of the fit.
     name
         Of the training: a hash of all that tells it from others of the fit.
-    generator
-        What batches and noise are drawn from, beside torch's own generator.
+    generators
+        All that the training draws from.
     """
 
     progress: Progress
     name: str
-    generator: torch.Generator
+    generators: tuple[torch.Generator, ...]
 
     @classmethod
-    def of(cls, progress: Progress, generator: torch.Generator, told: Any, arrays: Iterable[Any]) -> Bookmark:
+    def of(
+        cls, progress: Progress, generators: tuple[torch.Generator, ...], told: Any, arrays: Iterable[Any]
+    ) -> Bookmark:
         """Name a training by JSON-able values and by the content of arrays or tensors, which it depends on."""
         seen = [_content(np.asarray(array)) for array in arrays]
-        return cls(progress, value_hash([told, generator.initial_seed(), seen]), generator)
+        return cls(progress, value_hash([told, generators[0].initial_seed(), seen]), generators)
 
     def read(self, network: nn.Module, optimiser: torch.optim.Optimizer) -> Reached | None:
         """Put everything back to where the training was after its last epoch; None where nothing was kept."""
@@ -92,8 +94,8 @@ class Bookmark:
         best = _tensors(under(_BEST, kept))
         if not kept[_FINISHED]:
             self._restore_optimiser(optimiser, under(_OPTIMISER, kept))
-            self.generator.set_state(torch.from_numpy(kept[_GENERATOR]))
-            torch.set_rng_state(torch.from_numpy(kept[_TORCH]))
+            for number, generator in enumerate(self.generators):
+                generator.set_state(torch.from_numpy(kept[f"{_GENERATOR}{number}"]))
             if _DEVICE in kept:
                 torch.cuda.set_rng_state(torch.from_numpy(kept[_DEVICE]), _device(network))
         told = (kept[_LOSSES].tolist(), kept[_ERRORS].tolist(), int(kept[_BEST_EPOCH]), bool(kept[_FINISHED]))
@@ -113,7 +115,7 @@ class Bookmark:
         """What the next epoch needs beside the weights."""
         state = optimiser.state_dict()["state"]
         moments = {f"{_OPTIMISER}{number}/{key}": value for number, own in state.items() for key, value in own.items()}
-        states = {_GENERATOR: self.generator.get_state(), _TORCH: torch.get_rng_state()}
+        states = {f"{_GENERATOR}{number}": one.get_state() for number, one in enumerate(self.generators)}
         if _device(network).type == "cuda":
             states[_DEVICE] = torch.cuda.get_rng_state(_device(network))
         return _arrays(moments | states)

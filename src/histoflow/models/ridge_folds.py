@@ -267,7 +267,7 @@ class RidgeFolds:
             np.subtract(total, missing, out=missing)
             _subtract_outer(missing, len(fold.train) * fold.mean, mean)
             held_out = part if fold.test is fold.left_out else targets[fold.test]
-            yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, _weights(held_out))
+            yield _Part(fold, which, missing, held_out - mean.astype(held_out.dtype), mean, inverse_squares(held_out))
 
 
 class _Piece(NamedTuple):
@@ -324,7 +324,7 @@ def _subtract_outer(products: Floats, one: Doubles, other: Doubles) -> None:
     rank_one(-1.0, other, one, a=products.T, overwrite_a=True)
 
 
-def _weights(held_out: Floats) -> Doubles:
+def inverse_squares(held_out: Floats) -> Doubles:
     """1 / (n_spots × variance) of each column, float64; 0 where it is constant."""
     mean = held_out.mean(axis=0, dtype=np.float64)
     centred = held_out - mean.astype(held_out.dtype)

@@ -14,7 +14,7 @@ from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
 from histoflow._keys import Missing
-from histoflow.flow import EulerSampler, prior_from_name
+from histoflow.flow import EulerSampler, draw_keys_from, prior_from_name
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
 from histoflow.models.arrays import Arrays, named, under
 from histoflow.models.base import Estimator
@@ -26,8 +26,9 @@ from histoflow.models.parts import Drawer, MakeShelf, Part, Reach
 from histoflow.models.progress import Bookmark
 from histoflow.models.recipes import recipe_from_name
 from histoflow.models.ridge import stacked
+from histoflow.models.side_by_side import Course, finished
 from histoflow.models.spots import Floats, Measured, Spots
-from histoflow.models.training import History, Training, seeded, train
+from histoflow.models.training import History, Training, epochs, seeded
 from histoflow.models.views import views_of
 from histoflow.pp.expression import Panel, panel_log1p, variable_genes
 
@@ -145,7 +146,8 @@ class STFlow(Estimator):
         options = replace(self.training, max_epochs=n_epochs)
         # Members of neighbouring seeds share none of their networks.
         seeds = [self.seed * options.n_members + number for number in range(options.n_members)]
-        trained = [self._train(learned, options, seed, None) for seed in seeds]
+        projection = self._projection(learned)
+        trained = self._trained_on([self._training(learned, projection, options, seed) for seed in seeds], n_epochs)
         self._members = [member for member, _ in trained]
         history = {"search": [asdict(one) for one in found], "final": [asdict(one) for _, one in trained]}
         told = {"inner_folds": inner.how, "n_epochs": n_epochs, "history": history}
@@ -190,48 +192,73 @@ class STFlow(Estimator):
 
     def _search(self, measured: list[Measured], inner: InnerFolds) -> list[tuple[Floats, History]]:
         """Train on all but one inner fold, and see after how many epochs that fold is predicted best, and how."""
-        found = []
+        courses, unseen = [], []
         for rows in inner.folds[: self.training.n_searches]:
             learned = self._learned(measured, rows[0])
-            train_part, held_out_part = (_rows(learned, set(side.tolist())) for side in rows)
-            member, history = self._train(train_part, self.training, self.seed, held_out_part)
-            found.append((np.concatenate([self._expect(member, part) for part in held_out_part]), history))
-        return found
+            seen, held_out = (_rows(learned, set(side.tolist())) for side in rows)
+            courses.append(self._training(seen, self._projection(seen), self.training, self.seed, held_out))
+            unseen.append(held_out)
+        found = self._trained_on(courses, self.training.max_epochs)
+        return [
+            (np.concatenate([self._expect(member, part) for part in held_out]), history)
+            for held_out, (member, history) in zip(unseen, found, strict=True)
+        ]
 
-    def _train(
-        self, measured: list[Measured], options: Training, seed: int, held_out: list[Measured] | None
-    ) -> tuple[Member, History]:
-        """Train one network; with a part held out, as long as that part gains from it."""
-        with seeded(seed) as generator:
-            member = self._untrained(measured)
-            crops = [member.crop(part.spots, part.log1p) for part in measured]
-            history = train(
+    def _trained_on(self, courses: list[Course[tuple[Member, History]]], n_epochs: int) -> list[tuple[Member, History]]:
+        return finished(courses, n_epochs, self.name, beside=torch.device(self.device).type == "cpu")
+
+    def _training(
+        self,
+        measured: list[Measured],
+        projection: Projection,
+        options: Training,
+        seed: int,
+        held_out: list[Measured] | None = None,
+    ) -> Course[tuple[Member, History]]:
+        """Start one network, and train it; with a part held out, as long as that part gains from it."""
+        member, generators = self._untrained(measured, projection, seed)
+        crops = [member.crop(part.spots, part.log1p) for part in measured]
+        bookmark = self._bookmark(member, options, generators, [*measured, *(held_out or [])])
+
+        def course() -> Course[tuple[Member, History]]:
+            history = yield from epochs(
                 member.denoiser,
-                lambda: _batches(crops, options, generator),
-                lambda batch: member.loss(batch, generator),
+                lambda: _batches(crops, options, generators[0]),
+                lambda batch: member.loss(batch, generators[0]),
                 options=options,
                 held_out_error=None if held_out is None else lambda: self._error(member, held_out),
-                label="stflow" if held_out is None else "stflow, number of epochs",
-                bookmark=self._bookmark(member, options, generator, [*measured, *(held_out or [])]),
+                label=self.name,
+                bookmark=bookmark,
             )
-        return member, history
+            return member, history
+
+        return course()
+
+    def _untrained(
+        self, measured: list[Measured], projection: Projection, seed: int
+    ) -> tuple[Member, tuple[torch.Generator, torch.Generator]]:
+        """A member, and what its training draws from: one generator for its batches, one for its dropout."""
+        mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64)
+        with seeded(seed) as generator:
+            member = self._member(projection, mean.astype(np.float32))
+            of_dropout = torch.Generator()
+            of_dropout.set_state(torch.get_rng_state())
+        draw_keys_from(member.denoiser, of_dropout)
+        return member, (generator, of_dropout)
 
     def _bookmark(
-        self, member: Member, options: Training, generator: torch.Generator, measured: list[Measured]
+        self, member: Member, options: Training, generators: tuple[torch.Generator, ...], measured: list[Measured]
     ) -> Bookmark | None:
         """Where a training on these spots, the last of them held out, keeps how far it is."""
         if self._progress is None:
             return None
         crops = [member.crop(part.spots, part.log1p) for part in measured]
         seen = [array for crop in crops for array in crop]
-        return Bookmark.of(self._progress, generator, [self.options(), asdict(options)], [*seen, member.mean.cpu()])
+        return Bookmark.of(self._progress, generators, [self.options(), asdict(options)], [*seen, member.mean.cpu()])
 
-    def _untrained(self, measured: list[Measured]) -> Member:
-        """A member for these training spots, its weights drawn from torch's generator."""
+    def _projection(self, measured: list[Measured]) -> Projection:
         embeddings = np.concatenate([part.spots.embedding for part in measured])
-        projection = Projection.fit(embeddings, self.network.n_components)
-        mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64)
-        return self._member(projection, mean.astype(np.float32))
+        return Projection.fit(embeddings, self.network.n_components)
 
     def _member(self, projection: Projection, mean: Floats) -> Member:
         if not self.pitch_um_ > 0:

@@ -243,7 +243,9 @@ class _Fitting:
         if progress is None:
             return None
         seen = [*head.arrays().values(), *(part.log1p for part in parts)]
-        return Bookmark.of(progress, generator, [self.model.options(), asdict(options)], seen)
+        return Bookmark.of(
+            progress, (generator, torch.default_generator), [self.model.options(), asdict(options)], seen
+        )
 
     def _by_section(self, rows: Indices) -> list[Indices]:
         """Rows of the stacked spots, section by section."""

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss, softplus
 
+from histoflow.models.axes import leading_axes
 from histoflow.models.linear import LinearHead
 from histoflow.models.spots import Floats
 
@@ -128,10 +129,7 @@ def principal_components(x: NDArray[np.floating[Any]], n_components: int) -> Flo
     and the rest is zero.
     """
     centred = x.astype(np.float64) - x.mean(axis=0, dtype=np.float64)
-    _, values, rows = np.linalg.svd(centred, full_matrices=False)
-    n_kept = max(1, int((values[:n_components] > values[0] * 1e-6).sum()))
-    # Signs of singular vectors are arbitrary: the largest entry is made positive.
-    kept = rows[:n_kept] * np.sign(rows[np.arange(n_kept), np.abs(rows[:n_kept]).argmax(axis=1)])[:, None]
+    values, axes = leading_axes(centred, n_components)
     components = np.zeros((x.shape[1], n_components), dtype=np.float32)
-    components[:, :n_kept] = kept.T / (np.sqrt(np.square(values[:n_kept]).mean() / len(x)) or 1.0)
+    components[:, : len(axes)] = axes.T / (np.sqrt(np.square(values).mean() / len(x)) or 1.0)
     return components

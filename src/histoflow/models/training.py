@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from histoflow._errors import NotFiniteError, OptionError
-from histoflow._progress import track
 from histoflow.models.progress import Bookmark, Reached
+from histoflow.models.side_by_side import Course, finished
 
 Batch = TypeVar("Batch")
 PRECISIONS = ("fp32", "bf16")
@@ -95,7 +95,11 @@ class History:
 def seeded(seed: int) -> Iterator[torch.Generator]:
     """Seed torch for a block, and give back the state of the caller afterwards.
 
-    Initial weights and dropout know no other source than torch's own generator.
+    Initial weights, and dropout that nobody gave another source, draw from torch's own generator.
+
+    Yields
+    ------
+    A generator of its own for everything else, of the same seed.
     """
     devices = range(torch.cuda.device_count()) if torch.cuda.is_available() else ()
     with torch.random.fork_rng(devices=devices):
@@ -118,6 +122,23 @@ def train(
     label: str = "training",
     bookmark: Bookmark | None = None,
 ) -> History:
+    """Train a network, see `epochs`; `label` is what the progress bar says."""
+    course = epochs(
+        network, batches, loss, options=options, held_out_error=held_out_error, label=label, bookmark=bookmark
+    )
+    return finished([course], options.max_epochs, label)[0]
+
+
+def epochs(
+    network: nn.Module,
+    batches: Callable[[], Sequence[Batch]],
+    loss: Callable[[Batch], Tensor],
+    *,
+    options: Training,
+    held_out_error: Callable[[], float] | None = None,
+    label: str = "training",
+    bookmark: Bookmark | None = None,
+) -> Course[History]:
     """Train a network in place; with a held-out error, stop early and return to its best weights.
 
     Parameters
@@ -133,9 +154,13 @@ def train(
     held_out_error
         Error on spots that are in no batch, with the network in evaluation mode; None to train to the last epoch.
     label
-        What the progress bar says.
+        What errors call it.
     bookmark
         Where it is kept after every epoch how far the training is, and taken up from there; None for nowhere.
+
+    Yields
+    ------
+    The number of epochs done, after each of them; what happened is returned at the end.
 
     Raises
     ------
@@ -146,7 +171,7 @@ def train(
     optimiser = torch.optim.Adam(network.parameters(), lr=options.learning_rate, fused=fused)
     reached = (bookmark and bookmark.read(network, optimiser)) or Reached.start(network)
     left = range(0) if reached.finished else range(len(reached.losses) + 1, options.max_epochs + 1)
-    for epoch in track(left, label):
+    for epoch in left:
         reached.losses.append(_epoch(network, optimiser, batches(), loss, options))
         if held_out_error is None:
             reached.best = epoch
@@ -155,6 +180,7 @@ def train(
         reached.finished = epoch == options.max_epochs or epoch - reached.best >= options.patience
         if bookmark is not None:
             bookmark.write(network, optimiser, reached)
+        yield epoch
         if reached.finished:
             break
     if held_out_error is not None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from anndata import AnnData
@@ -22,7 +23,7 @@ from histoflow.bench.parts import content_of
 from histoflow.models.arrays import Arrays
 from histoflow.workflow.cohorts import planned_fit
 
-_FORMAT = 1
+_FORMAT = 2
 _ABOUT, _ENDING = "progress.json", ".progress"
 _LIBRARIES = ("histoflow", "torch", "numpy", "scikit-learn")
 
@@ -48,11 +49,11 @@ class ProgressFolder:
     """
 
     def __init__(self, path: str | Path, identity: str) -> None:
-        self.path, self.identity = Path(path), identity
+        self.path, self.identity, self._laying = Path(path), identity, Lock()
         if not self.path.exists() or _holds_nothing(self.path):
             return
         about = read_json(self.path / _ABOUT) if (self.path / _ABOUT).is_file() else None
-        if not isinstance(about, dict) or about.get("format") != _FORMAT:
+        if not isinstance(about, dict) or about.get("format") not in range(1, _FORMAT + 1):
             raise OutputError(
                 f"{self.path} is no progress of a fit, and that is to go there; move it, or choose another"
             )
@@ -97,10 +98,11 @@ class ProgressFolder:
             self.path.rename(aside / self.path.name)
 
     def _put(self, name: str, arrays: Arrays) -> None:
-        if not self._is_laid():
-            with atomic_path(self.path) as folder:
-                folder.mkdir()
-                write_json(folder / _ABOUT, {"format": _FORMAT, "identity": self.identity})
+        with self._laying:  # trainings on several threads write
+            if not self._is_laid():
+                with atomic_path(self.path) as folder:
+                    folder.mkdir()
+                    write_json(folder / _ABOUT, {"format": _FORMAT, "identity": self.identity})
         with atomic_path(self._file(name)) as temporary:
             temporary.write_bytes(save(arrays))
 
