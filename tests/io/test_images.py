@@ -1,5 +1,8 @@
 """Image files: content ids, decoding, and the one conversion to an exact tiled pyramid."""
 
+import tracemalloc
+from contextlib import suppress
+
 import numpy as np
 import pytest
 import tifffile
@@ -11,6 +14,7 @@ from PIL import Image
 from histoflow._errors import MissingDependencyError, ReadError
 from histoflow.io import images
 from histoflow.io.images import (
+    SparingFile,
     image_size,
     needs_pyramid,
     pyramid_of,
@@ -116,6 +120,39 @@ def test_a_truncated_image_is_named(tmp_path, suffix):
         path.write_bytes(part)
         with pytest.raises(ReadError, match=f"image{suffix}.*truncated"):
             read_image(path)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_a_length_beyond_the_end_of_the_file_makes_no_room_for_it(tmp_path, suffix):
+    path = tmp_path / f"image{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, NOISE, photometric="rgb", compression="zlib")
+        with tifffile.TiffFile(path, mode="r+") as tiff:
+            tiff.pages[0].tags["StripByteCounts"].overwrite([1 << 28])
+    else:
+        Image.fromarray(NOISE).save(path)
+        content = path.read_bytes()
+        length = content.index(b"IDAT")
+        path.write_bytes(content[: length - 4] + (1 << 28).to_bytes(4) + content[length:])
+    tracemalloc.start()
+    with suppress(ReadError):
+        read_image(path)
+    assert tracemalloc.get_traced_memory()[1] < 1 << 24
+    tracemalloc.stop()
+
+
+def test_a_read_gives_what_is_left(tmp_path):
+    (tmp_path / "a").write_bytes(b"0123456789")
+    with SparingFile(tmp_path / "a") as file:
+        assert [file.read(4), file.read(1 << 60), file.read(1), file.seek(20), file.read()] == [
+            b"0123",
+            b"456789",
+            b"",
+            20,
+            b"",
+        ]
+        file.seek(8)
+        assert file.read() == b"89"
 
 
 def test_size_comes_from_the_header(tmp_path):

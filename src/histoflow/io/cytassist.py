@@ -8,7 +8,7 @@ from pathlib import Path
 
 from histoflow._errors import SlideMismatchError
 from histoflow.io.frames import Frames
-from histoflow.io.images import extra, slide_id
+from histoflow.io.images import SparingFile, extra, slide_id
 
 _CYTASSIST = "cytassist_image.tiff"
 _INSTRUMENT = "the image of the CytAssist instrument: eosin only, a few µm per pixel"
@@ -75,7 +75,7 @@ def _not_the_slide(slide: str | Path, what: str) -> SlideMismatchError:
 def _tiff_size(path: Path) -> tuple[int, int]:
     """Width and height in pixels; zero for a damaged file, which nobody needs and which resembles nothing."""
     try:
-        with extra("tifffile").TiffFile(path) as tiff:
+        with SparingFile(path) as file, extra("tifffile").TiffFile(file) as tiff:
             page = tiff.pages[0]
             return int(page.imagewidth), int(page.imagelength)
     except (OSError, ValueError, IndexError, struct.error):

@@ -7,6 +7,7 @@ import importlib
 import struct
 import zlib
 from collections.abc import Iterator
+from io import BufferedReader, FileIO
 from pathlib import Path
 from typing import Any
 
@@ -204,27 +205,40 @@ def image_size(path: Path) -> tuple[int, int]:
         If the header is damaged.
     """
     try:
-        with _plain_image(path) as image:
+        with SparingFile(path) as file, _plain_image(path, file) as image:
             width, height = image.size
             return width, height
     except _DECODING_ERRORS as err:
         raise ReadError(f"cannot decode image {path} ({err}); it may be truncated: fetch or export it again") from err
 
 
-def _plain_image(path: Path) -> Any:
+class SparingFile(BufferedReader):
+    """A file of which a read makes room for no more than is left of it, whatever a header claims."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(FileIO(path))
+        self._size = path.stat().st_size
+
+    def read(self, size: int | None = -1) -> bytes:
+        """Read so many bytes, or what is left."""
+        left = max(0, self._size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def _plain_image(path: Path, file: BufferedReader) -> Any:
     # The format classes rather than Image.open, whose limit on pixels is meant for web servers and is global.
     from PIL.BmpImagePlugin import BmpImageFile
     from PIL.JpegImagePlugin import JpegImageFile
     from PIL.PngImagePlugin import PngImageFile
 
     formats = {".png": PngImageFile, ".bmp": BmpImageFile}
-    return formats.get(path.suffix.lower(), JpegImageFile)(path)
+    return formats.get(path.suffix.lower(), JpegImageFile)(file)
 
 
 def _read_plain(path: Path) -> RGB:
     from PIL import Image
 
-    with _plain_image(path) as image:
+    with SparingFile(path) as file, _plain_image(path, file) as image:
         _check_pixels(path, *image.size)
         if image.mode[0] in "IF":
             raise ReadError(f"image {path} has mode {image.mode}; export it with 8 bits per channel")
@@ -235,7 +249,7 @@ def _read_plain(path: Path) -> RGB:
 
 
 def _read_tiff(path: Path) -> RGB:
-    with extra("tifffile").TiffFile(path) as tiff:
+    with SparingFile(path) as file, extra("tifffile").TiffFile(file) as tiff:
         series = tiff.series[0]
         sizes = dict(zip(series.axes, series.shape, strict=True))
         _check_pixels(path, sizes.get("X", 0), sizes.get("Y", 0))

@@ -13,7 +13,7 @@ from anndata import AnnData
 
 from histoflow._errors import MissingSlotError, OptionError, ReadError, SlideMismatchError
 from histoflow._keys import UNS, facts, section_name
-from histoflow.io.images import TIFF_SUFFIXES, existing_file, extra, needs_pyramid, pyramid_of, slide_id
+from histoflow.io.images import TIFF_SUFFIXES, SparingFile, existing_file, extra, needs_pyramid, pyramid_of, slide_id
 from histoflow.io.scale import Scale, choose_scale, given_scale, is_plausible
 
 if TYPE_CHECKING:
@@ -141,7 +141,7 @@ def _reader_scale(properties: Any) -> Scale | None:
 
 def _tiff_scales(path: Path) -> list[Scale | None]:
     tifffile = extra("tifffile")
-    with contextlib.suppress(tifffile.TiffFileError), tifffile.TiffFile(path) as tiff:
+    with contextlib.suppress(tifffile.TiffFileError), SparingFile(path) as file, tifffile.TiffFile(file) as tiff:
         ome = tiff.ome_metadata
         tags = tiff.pages[0].tags
         unit_um = _UM_PER_RESOLUTION_UNIT.get(int(tags.valueof("ResolutionUnit", 1)), 0.0)
