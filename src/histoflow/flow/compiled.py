@@ -82,8 +82,11 @@ def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: to
         with torch.inference_mode(inference), torch.no_grad(), copy(halved):
             return work(part)
 
-    with threads_of_torch(n_parts) as pool:
-        return list(pool.map(one, pairwise(ends)))
+    first, *others = pairwise(ends)
+    with threads_of_torch(n_parts - 1) as pool:
+        torch.set_num_threads(1)
+        beside = pool.map(one, others)
+        return [one(first), *beside]
 
 
 @contextmanager
