@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numba
 import pytest
 import torch
 from hypothesis import settings
@@ -18,7 +19,7 @@ settings.register_profile("any machine", deadline=None)  # how long an example t
 settings.load_profile("any machine")
 # Two workers share two cores: small operations spin otherwise, and so do the threads that numba starts for scanpy.
 torch.set_num_threads(1)
-os.environ["NUMBA_NUM_THREADS"] = "1"
+numba.set_num_threads(1)
 
 
 def required(part: str) -> bool:

@@ -46,11 +46,12 @@ def projected(embedding):
 
 
 @pytest.mark.parametrize("n_factors", [1, 3, N_GENES])
-def test_low_rank_is_the_best_approximation_of_its_rank(log1p, n_factors):
+def test_low_rank_is_the_best_approximation_of_its_rank_with_genes_of_one_spread(log1p, n_factors):
+    log1p = log1p * np.geomspace(0.1, 10, N_GENES)
     told = low_rank(log1p, n_factors)
-    centred = log1p.astype(float) - log1p.mean(axis=0, dtype=float)
-    left, values, right = np.linalg.svd(centred, full_matrices=False)
-    best = (left[:, :n_factors] * values[:n_factors]) @ right[:n_factors] + log1p.mean(axis=0, dtype=float)
+    mean, spread = log1p.mean(axis=0), log1p.std(axis=0)
+    left, values, right = np.linalg.svd((log1p - mean) / spread, full_matrices=False)
+    best = (left[:, :n_factors] * values[:n_factors]) @ right[:n_factors] * spread + mean
     np.testing.assert_allclose(told, best, atol=1e-5)
     assert np.linalg.matrix_rank(told - told.mean(axis=0), tol=1e-3) == n_factors
 

@@ -34,9 +34,7 @@ _HEAD, _PROJECTION = "head/", "projection/"
 _COLUMNS, _LANDMARKS, _ROOT, _ALPHA = "columns", "landmarks", "root", "alpha"
 
 
-def low_rank(
-    log1p: Floats, n_factors: int, *, others: Floats | None = None, rows: NDArray[np.intp] | None = None
-) -> Floats:
+def low_rank(log1p: Floats, n_factors: int, *, rows: NDArray[np.intp] | None = None) -> Floats:
     """Expression as far as few patterns over the spots, shared by the genes, tell it: counting noise is in no pattern.
 
     Parameters
@@ -44,10 +42,8 @@ def low_rank(
     log1p
         Expression of the training spots, shape (n_spots, n_genes), log1p on any one scale.
     n_factors
-        Patterns kept: the strongest principal components. As many as there are genes change nothing.
-    others
-        Genes that tell the patterns, each brought to one spread, shape (n_spots, n_others), log1p; None for those of
-        the panel as they are. The more genes, the less of their noise is in the patterns.
+        Patterns kept: the strongest principal components of genes brought to one spread. As many as there are genes
+        change nothing.
     rows
         The spots from which patterns are learned; None for all of them.
 
@@ -55,15 +51,12 @@ def low_rank(
     -------
     Shape (n_spots, n_genes), float32.
     """
-    learned = np.arange(len(log1p)) if rows is None else rows
-    telling = np.asarray(log1p if others is None else others, dtype=np.float64)
-    spread = 1.0 if others is None else np.maximum(telling[learned].std(axis=0), _LEAST_VALUE)
-    telling = (telling - telling[learned].mean(axis=0)) / spread
-    _, axes = leading_axes(telling[learned], n_factors)
-    patterns = telling @ axes.T
-    mean = log1p[learned].mean(axis=0, dtype=np.float64)
-    strengths = np.linalg.lstsq(patterns[learned], log1p[learned] - mean, rcond=None)[0]
-    told: Floats = (mean + patterns @ strengths).astype(np.float32)
+    learned = log1p if rows is None else log1p[rows]
+    mean, spread = learned.mean(axis=0, dtype=np.float64), learned.std(axis=0, dtype=np.float64)
+    spread = np.maximum(spread, _LEAST_VALUE)
+    standard = (log1p - mean) / spread
+    _, axes = leading_axes(standard if rows is None else standard[rows], n_factors)
+    told: Floats = (mean + standard @ axes.T @ axes * spread).astype(np.float32)
     return told
 
 

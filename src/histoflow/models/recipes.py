@@ -19,8 +19,6 @@ class FlowRecipe:
         Sizes, and steps, unless they are given.
     n_factors
         Patterns shared by the genes that are learned, see `anchor.low_rank`; None for the measured expression itself.
-    n_telling
-        Most variable genes that, beside the panel, tell those patterns.
     anchored
         Whether the prediction is a mean of the flow and of a closed form, see `anchor.Anchor`, and draws depart from it
         as held-out spots did, see `departure.Departure`.
@@ -29,15 +27,14 @@ class FlowRecipe:
     network: Network
     training: Training
     n_factors: int | None
-    n_telling: int
     anchored: bool
 
 
 RECIPES = {
     "default": FlowRecipe(
-        Network(pairwise_dim=32), Training(learning_rate=1e-3, n_members=4), n_factors=6, n_telling=200, anchored=True
+        Network(pairwise_dim=32), Training(learning_rate=1e-3, n_members=4), n_factors=6, anchored=True
     ),
-    "paper": FlowRecipe(Network(), Training(n_members=1), n_factors=None, n_telling=0, anchored=False),
+    "paper": FlowRecipe(Network(), Training(n_members=1), n_factors=None, anchored=False),
 }
 
 

@@ -8,12 +8,10 @@ from typing import Any, ClassVar, Self, final
 
 import numpy as np
 import torch
-from anndata import AnnData
 from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
-from histoflow._keys import Missing
 from histoflow.flow import EulerSampler, draw_keys_from, prior_from_name
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
 from histoflow.models.arrays import Arrays, named, under
@@ -30,7 +28,6 @@ from histoflow.models.side_by_side import Course, finished
 from histoflow.models.spots import Floats, Measured, Spots
 from histoflow.models.training import History, Training, epochs, seeded
 from histoflow.models.views import views_of
-from histoflow.pp.expression import Panel, panel_log1p, variable_genes
 
 _SMALLEST_CROP = 2
 _HELD_OUT_DRAWS = 2
@@ -106,7 +103,6 @@ class STFlow(Estimator):
         self._departure: Departure | None = None
         self._share = 1.0
         self._expected: Floats | None = None
-        self._others: Floats | None = None
 
     @classmethod
     def from_options(cls, options: Mapping[str, Any]) -> Self:
@@ -123,19 +119,6 @@ class STFlow(Estimator):
         """Losses and held-out errors by epoch, of the search for the number of epochs and of the final training."""
         history: dict[str, Any] = self.training_.get("history", {})
         return history
-
-    def _learn(self, sections: Sequence[AnnData], measured: list[Measured], missing: Missing) -> dict[str, Any]:
-        with_spots = [section for section in sections if section.n_obs]
-        if self._recipe.n_factors is None:
-            return self._fit(measured)
-        n_telling = self._recipe.n_telling
-        variable = variable_genes(with_spots, n_telling, normalize=self.normalize) if n_telling else ()
-        telling = Panel(tuple(dict.fromkeys([*self._fitted().genes, *variable])))
-        log1p = [panel_log1p(section, telling, self.normalize, missing=missing) for section in with_spots]
-        self._others = np.concatenate(log1p)
-        told = self._fit(measured)
-        self._others = None
-        return {**told, "n_telling_genes": len(telling)}
 
     def _fit(self, measured: list[Measured]) -> dict[str, Any]:
         inner = inner_folds([part.spots for part in measured])
@@ -158,7 +141,7 @@ class STFlow(Estimator):
         if self._recipe.n_factors is None:
             return measured
         log1p = np.concatenate([part.log1p for part in measured])
-        told = low_rank(log1p, self._recipe.n_factors, others=self._others, rows=rows)
+        told = low_rank(log1p, self._recipe.n_factors, rows=rows)
         parts = np.split(told, np.cumsum([len(part.log1p) for part in measured])[:-1])
         return [replace(part, log1p=log1p) for part, log1p in zip(measured, parts, strict=True)]
 

@@ -258,29 +258,6 @@ def choose_panel(
     return Panel(tuple(candidates[i] for i in best), rule)
 
 
-def variable_genes(sections: Sequence[AnnData], at_most: int, *, normalize: Normalize = "library") -> tuple[str, ...]:
-    """Choose the genes that vary most, by the rule ``variance`` of `choose_panel`, as far as there are any.
-
-    Parameters
-    ----------
-    sections
-        Training sections, raw counts.
-    at_most
-        So many, or all candidates where there are fewer.
-    normalize
-        Scale on which they vary.
-
-    Raises
-    ------
-    PanelMismatchError
-        If no section is given.
-    """
-    n_candidates = len(_candidates(sections, set()))
-    if n_candidates == 0:
-        return ()
-    return choose_panel(sections, min(at_most, n_candidates), normalize=normalize).genes
-
-
 def _candidates(sections: Sequence[AnnData], keep: set[str]) -> list[str]:
     """Names of genes detected often enough in every section, sorted."""
     if not sections:
