@@ -9,7 +9,6 @@ The parts:
 - paper: the published flow;
 - default; of the same fit `anchor alone` and `flow alone`, its two halves;
 - without patterns: every gene of its own is learned, not what few patterns tell;
-- panel's own patterns: told by the genes of the panel alone, not by two hundred others beside them;
 - one view: the anchor looks at the whole embedding alone, not also at its parts;
 - one network: a single member;
 - published sizes: edges and learning rate of the published network, `pairwise_dim=128`, `learning_rate=5e-4`.
@@ -73,13 +72,6 @@ def without_patterns(train: list[AnnData], section: AnnData, panel: Panel, seed:
     return {"without patterns": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
 
 
-def own_patterns(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
-    """The default flow whose patterns the panel alone tells."""
-    model = models.STFlow(seed=seed)
-    model._recipe = replace(model._recipe, n_telling=0)
-    return {"panel's own patterns": r_of(model.fit(train, panel=panel).predict(section), section, panel)}
-
-
 def one_view(train: list[AnnData], section: AnnData, panel: Panel, seed: int) -> dict[str, float]:
     """The default flow moved towards an anchor that looks at the whole embedding alone."""
     with mock.patch("histoflow.models.stflow.views_of", lambda made, n_features: (np.arange(n_features),)):
@@ -134,7 +126,6 @@ VARIANTS: tuple[Callable[..., dict[str, float]], ...] = (
     references,
     halves,
     without_patterns,
-    own_patterns,
     one_view,
     one_network,
     published_sizes,

@@ -14,6 +14,8 @@ from histoflow import models
 from histoflow._errors import ModelFormatError, OutputError, ReadError
 from histoflow.models.storage import FORMAT, HASHES, MODEL_JSON, WEIGHTS, sealed
 
+KEPT = sorted(path.parent for path in kept_models.FOLDER.glob(f"*/*/{MODEL_JSON}"))
+
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
@@ -77,6 +79,27 @@ def test_a_change_with_hashes_that_fit_still_has_to_make_sense(model):
         models.load(model)
 
 
+@pytest.mark.parametrize(
+    ("estimator", "part", "size", "value"),
+    [
+        ("stflow", "network", "n_layers", 10**20),
+        ("stflow", "network", "n_layers", 3),
+        ("stflow", "network", "hidden_dim", 1 << 20),
+        ("stflow", "training", "n_members", 10**20),
+        ("istar", None, "hidden_dim", 1 << 30),
+    ],
+)
+def test_sizes_that_are_not_those_of_the_weights_are_refused_before_room_is_made_for_them(
+    tmp_path, estimator, part, size, value
+):
+    kept = next(folder for folder in KEPT if folder.name == estimator)
+    told = described(shutil.copytree(kept, tmp_path / "model"))
+    (told["options"] if part is None else told["options"][part])[size] = value
+    (tmp_path / "model" / MODEL_JSON).write_text(json.dumps(sealed(told, told[HASHES][WEIGHTS])))
+    with pytest.raises(ModelFormatError, match="do not fit together"):
+        models.load(tmp_path / "model")
+
+
 def test_a_newer_format_says_which_version_reads_it(model):
     rewrite(model, format=FORMAT + 1, versions={"histoflow": "3.1.4"})
     with pytest.raises(
@@ -131,8 +154,6 @@ def test_a_model_is_not_saved_over_a_file(model, tmp_path):
 
 
 # what earlier releases saved
-
-KEPT = sorted(path.parent for path in kept_models.FOLDER.glob(f"*/*/{MODEL_JSON}"))
 
 
 def test_every_estimator_of_this_release_is_kept():

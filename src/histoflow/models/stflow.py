@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from scipy.spatial import KDTree
 
 from histoflow._errors import NotFittedError, OptionError
-from histoflow.flow import EulerSampler, draw_keys_from, prior_from_name
+from histoflow.flow import Denoiser, EulerSampler, draw_keys_from, prior_from_name
 from histoflow.models.anchor import Anchor, fit_anchor, held_out, low_rank
-from histoflow.models.arrays import Arrays, named, under
+from histoflow.models.arrays import Arrays, named, under, with_weights
 from histoflow.models.base import Estimator
 from histoflow.models.departure import Departure
 from histoflow.models.inner import InnerFolds, inner_folds
@@ -221,9 +221,9 @@ class STFlow(Estimator):
         self, measured: list[Measured], projection: Projection, seed: int
     ) -> tuple[Member, tuple[torch.Generator, torch.Generator]]:
         """A member, and what its training draws from: one generator for its batches, one for its dropout."""
-        mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64)
+        mean = np.concatenate([part.log1p for part in measured]).mean(axis=0, dtype=np.float64).astype(np.float32)
         with seeded(seed) as generator:
-            member = self._member(projection, mean.astype(np.float32))
+            member = self._member(self._denoiser(projection, mean), projection, mean)
             of_dropout = torch.Generator()
             of_dropout.set_state(torch.get_rng_state())
         draw_keys_from(member.denoiser, of_dropout)
@@ -243,13 +243,16 @@ class STFlow(Estimator):
         embeddings = np.concatenate([part.spots.embedding for part in measured])
         return Projection.fit(embeddings, self.network.n_components)
 
-    def _member(self, projection: Projection, mean: Floats) -> Member:
+    def _denoiser(self, projection: Projection, mean: Floats) -> Denoiser:
+        return self.network.denoiser(projection.components.shape[1], len(mean))
+
+    def _member(self, denoiser: Denoiser, projection: Projection, mean: Floats) -> Member:
         if not self.pitch_um_ > 0:
             raise OptionError(
                 "no training section states its pitch_um; read sections with hf.read_visium or hf.read_st"
             )
         return Member(
-            denoiser=self.network.denoiser(projection.components.shape[1], len(mean)).to(self.device),
+            denoiser=denoiser.to(self.device),
             projection=projection,
             mean=torch.from_numpy(mean).to(self.device),
             n_neighbors=self.network.n_neighbors,
@@ -351,14 +354,14 @@ class STFlow(Estimator):
         return named(_ANCHOR, anchor) | named(_DEPARTURE, departure) | {_SHARE: np.array([self._share])}
 
     def _restore(self, arrays: Arrays) -> None:
-        projection = Projection(**under(_PROJECTION, arrays))
+        projection, mean = Projection(**under(_PROJECTION, arrays)), arrays[_MEAN]
+        if self.network.n_layers > len(arrays):
+            raise ValueError(f"no {self.network.n_layers} layers in {len(arrays)} arrays")
         self._members = []
         for number in range(self.training.n_members):
-            member = self._member(projection, arrays[_MEAN])
             weights = under(f"{_NETWORK}{number}/", arrays)
-            member.denoiser.load_state_dict({key: torch.from_numpy(value) for key, value in weights.items()})
-            member.denoiser.eval()
-            self._members.append(member)
+            denoiser = with_weights(lambda: self._denoiser(projection, mean), weights)
+            self._members.append(self._member(denoiser, projection, mean))
         anchor, departure = (under(prefix, arrays) for prefix in (_ANCHOR, _DEPARTURE))
         self._anchor = Anchor.of(anchor) if anchor else None
         self._departure = Departure.of(departure) if departure else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from itertools import pairwise
 from typing import Any, ClassVar, Self, final
 
@@ -12,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from histoflow._errors import NotFittedError, OptionError, ShapeError
-from histoflow.models.arrays import Arrays, under
+from histoflow.models.arrays import Arrays, under, with_weights
 from histoflow.models.base import Estimator
 from histoflow.models.inner import Indices, InnerFolds, inner_folds
 from histoflow.models.linear import LinearHead, RidgePath
@@ -186,10 +187,9 @@ class SubspotRegressor(Estimator):
         self._members = []
         for number in range(self.training.n_members):
             own = under(f"{_MEMBER}{number}/", arrays)
-            member = self.head(*own["coef"].shape)
-            member.load_state_dict({key: torch.from_numpy(value) for key, value in own.items()})
-            member.eval()
-            self._members.append(member)
+            n_features, n_genes = own["coef"].shape
+            sizes = Sizes(n_features, n_genes, self.hidden_dim, self.n_components)
+            self._members.append(with_weights(partial(SuperpixelHead, sizes), own).to(self.device))
 
 
 class _Fitting:
