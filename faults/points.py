@@ -187,6 +187,9 @@ class Bench:
                 code = self._main(point, said)
                 if modules is not None:
                     modules.write_text("\n".join(sys.modules))
+        except BaseException:  # noqa: BLE001  a child must not go on as its parent
+            with said.open("a") as err:
+                traceback.print_exc(file=err)
         finally:
             os._exit(code)
 
@@ -195,7 +198,7 @@ class Bench:
 
         from histoflow.cli import main
 
-        torch.set_num_threads(1)
+        torch.set_num_threads(2 if sys.argv[1] == "fit" else 1)  # networks of a fit are trained beside each other
         if point is not None:
             fault = point.fault
             folder = self.folder if fault.everywhere else self.place

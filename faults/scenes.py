@@ -154,7 +154,7 @@ def make_small() -> None:
 
     network = Network(hidden_dim=8, pairwise_dim=8, n_layers=1, n_heads=2, n_components=4)
     training = Training(max_epochs=3, crops_per_section=1, n_members=2, n_searches=2)
-    small = {"network": network, "training": training, "n_factors": 2, "n_telling": 10}
+    small = {"network": network, "training": training, "n_factors": 2}
     recipes.RECIPES["default"] = replace(recipes.RECIPES["default"], **small)
     blocks.BLOCK = 16
     figures._DPI = 20
