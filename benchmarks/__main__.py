@@ -1,9 +1,10 @@
 """All benchmarks, one after another, into RESULTS.md: `python benchmarks [--quick] [--only NAME …] [--fresh]`.
 
-The outputs of finished commands are kept in results.json beside it, under the command and a hash of the source: a run
-that was cut is taken up where it stopped, and nothing is measured twice of the same source unless `--fresh` asks for
-it. RESULTS.md is written after every row. The real sections are those of `--data`, or of HISTOFLOW_DATA. Run it on a
-machine that does nothing else; the load when a row began is told with it.
+The outputs of finished commands are kept in results.json beside it with a hash of the source: a run that was cut is
+taken up where it stopped, and nothing is measured twice of the same source unless `--fresh` asks for it. RESULTS.md is
+written after every row; a row that was measured with an earlier source says so until it is measured again. The real
+sections are those of `--data`, or of HISTOFLOW_DATA. Run it on a machine that does nothing else; the load when a row
+began is told with it.
 """
 
 import argparse
@@ -29,8 +30,9 @@ PACKAGES = ("histoflow", "torch", "numba", "numpy", "scipy", "scikit-learn", "ti
 
 
 def source_hash() -> str:
-    """Hash of the package and of the benchmarks."""
-    files = sorted([*(HERE.parent / "src").rglob("*.py"), *HERE.glob("*.py")])
+    """Hash of the package and of the benchmarks, without what only calls them."""
+    own = [path for path in HERE.glob("*.py") if path.name not in {"__main__.py", "rows.py"}]
+    files = sorted([*(HERE.parent / "src").rglob("*.py"), *own])
     return value_hash({str(path.relative_to(HERE.parent)): file_hash(path) for path in files})[:16]
 
 
@@ -70,7 +72,7 @@ def machine() -> list[str]:
     return [f"- Machine: {model}, {cores} cores, {platform.system()}", f"- GPU: {card}", f"- {', '.join(versions)}"]
 
 
-def lines_of(row: Row, kept: dict, missing: str) -> list[str]:
+def lines_of(row: Row, kept: dict, missing: str, source: str) -> list[str]:
     """Table lines of a row."""
     outputs = [kept[command] for command in row.commands if command in kept]
     commands = "<br>".join(f"`python {command}`" for command in row.commands)
@@ -79,13 +81,14 @@ def lines_of(row: Row, kept: dict, missing: str) -> list[str]:
         why = missing or (f"failed: {errors[0]}" if errors else "not measured yet")
         return [f"| {row.name} | | {why} | | {commands} |"]
     load = max(one["load"] for one in outputs)
+    earlier = [f"; earlier source {one['source']}, {one['at']}" for one in outputs if one["source"] != source][:1]
     answers = row.answers([one["told"] for one in outputs])
     verdicts = ("" if asked == "–" else "yes" if ok else "**no**" for _, asked, _, ok in answers)
     told = [
         f"| {what} | {asked} | {reached} | {v} |"
         for (what, asked, reached, _), v in zip(answers, verdicts, strict=True)
     ]
-    return [f"{line} {commands}; load {load:.1f} |" for line in told]
+    return [f"{line} {commands}; load {load:.1f}{''.join(earlier)} |" for line in told]
 
 
 def write(found: list[Row], kept: dict, data: Path | None, source: str) -> None:
@@ -96,6 +99,7 @@ def write(found: list[Row], kept: dict, data: Path | None, source: str) -> None:
         "Written by `make bench`. Every ratio is to a reference in the same run, the median over interleaved pairs of",
         "processes; how many pairs, and how many threads where it is not two, stands in the command. A load above that",
         "of the benchmark itself means that the machine was busy; then processor times say more than seconds.",
+        "A row of an earlier source, which says so, has not been measured since.",
         "",
         f"- {max((one['at'] for one in kept.values()), default='nothing measured yet')}, source {source}",
         *machine(),
@@ -104,7 +108,7 @@ def write(found: list[Row], kept: dict, data: Path | None, source: str) -> None:
         "|---|---|---|---|---|",
     ]
     for row in found:
-        lines += lines_of(row, kept, why_not(row, data))
+        lines += lines_of(row, kept, why_not(row, data), source)
     with atomic_path(RESULTS) as temporary:
         temporary.write_text("\n".join(lines) + "\n")
 
@@ -122,16 +126,17 @@ def main() -> None:
     if given.only and (unknown := set(given.only) - {row.name for row in found}):
         parser.error(f"no row {', '.join(sorted(unknown))}; there are {', '.join(row.name for row in found)}")
     stored = read_json(KEPT) if KEPT.is_file() else {}
-    kept = stored.get(source, {})
+    kept = {command: one for command, one in stored.items() if "source" in one}
     for row in found:
         if why_not(row, data) or (given.only and row.name not in given.only):
             continue
         for command in row.commands:
-            if command in kept and "error" not in kept[command] and not given.fresh:
+            known = kept.get(command, {})
+            if known.get("source") == source and "error" not in known and not given.fresh:
                 continue
             print(f"{row.name}: python {command}", flush=True)
-            kept[command] = output(command, data)
-            write_json(KEPT, {source: kept})
+            kept[command] = output(command, data) | {"source": source}
+            write_json(KEPT, kept)
             write(found, kept, data, source)
     write(found, kept, data, source)
 
