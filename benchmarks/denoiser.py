@@ -27,8 +27,7 @@ import torch
 from reference_stflow import ReferenceDenoiser
 from torch import Tensor
 
-from histoflow.flow import Denoiser, EdgeGeometry, EulerSampler, SpotContext, edge_geometry
-from histoflow.models.training import matrices
+from histoflow.flow import Denoiser, EdgeGeometry, EulerSampler, SpotContext, edge_geometry, matrices
 from histoflow.pp.graph import neighbors
 
 N_FEATURES, N_GENES, N_NEIGHBORS, N_CALLS = 1024, 50, 8, 4

@@ -43,16 +43,15 @@ def at_most(what: str, wanted: float, unit: str, reached: float, detail: str = "
 
 
 def of_step(precision: str, wanted: float) -> Callable[[Told], list[tuple[str, str, str, bool]]]:
-    """Training step and single draw, and with float32 the memory."""
+    """Training step, single draw and memory of training."""
 
     def answers(told: Told) -> list[tuple[str, str, str, bool]]:
         found = []
         for what, key in (("training step", "step_s"), ("one draw", "sample_s")):
             seconds = f" ({told[0]['ours'][key]:.3f} s; processor time {ratio(told[0], f'cpu_{key}'):.2f}×)"
             found.append(at_least(f"{what}, N=4000, {precision}", wanted, ratio(told[0], key), seconds))
-        if precision == "fp32":
-            held = f" ({told[0]['ours']['max_rss_gb']:.2f} GB)"
-            found.append(at_least("memory of training, N=4000", 4, ratio(told[0], "max_rss_gb"), held))
+        held = f" ({told[0]['ours']['max_rss_gb']:.2f} GB)"
+        found.append(at_least(f"memory of training, N=4000, {precision}", 4, ratio(told[0], "max_rss_gb"), held))
         return found
 
     return answers

@@ -6,9 +6,10 @@ from pathlib import Path
 import pytest
 
 SRC = Path(__file__).parents[1] / "src" / "histoflow"
-BASE = {"_errors", "_keys", "_files", "_progress"}
+BASE = {"_errors", "_keys", "_files", "_lazy", "_progress"}
 MAY_IMPORT = {
     "_errors": set(),
+    "_lazy": set(),
     "_progress": set(),
     "_keys": {"_errors"},
     "_files": {"_errors"},

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib import import_module as _import_module
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from histoflow._lazy import loader as _loader
 
 if TYPE_CHECKING:
     from histoflow import bench, datasets, models, pl, stats
@@ -43,8 +44,8 @@ if TYPE_CHECKING:
 
 __version__ = _version("histoflow")
 
-_MODULES = ("bench", "datasets", "models", "pl", "stats")
-_NAMES = {
+_HOMES = {
+    **dict.fromkeys(("bench", "datasets", "models", "pl", "stats"), ""),
     "Cohort": "io",
     "Panel": "pp",
     "SuperPixels": "io",
@@ -117,14 +118,7 @@ __all__ = [
     "to_spatialdata",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    """Load a public name when it is first asked for, so that importing histoflow costs nothing."""
-    if name in _MODULES:
-        return _import_module(f"histoflow.{name}")
-    if name in _NAMES:
-        return getattr(_import_module(f"histoflow.{_NAMES[name]}"), name)
-    raise AttributeError(f"module 'histoflow' has no attribute {name!r}")
+__getattr__ = _loader(__name__, _HOMES)
 
 
 def __dir__() -> list[str]:

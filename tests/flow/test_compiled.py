@@ -37,21 +37,26 @@ def test_compiled_passes_and_torch_agree_under_dropout(dtype, within, places, co
         torch.testing.assert_close(compiled, plain, rtol=within, atol=within * plain.detach().abs().max().item())
 
 
-def test_products_in_bfloat16_change_results_and_gradients_by_their_rounding_alone(places, connect):
+@pytest.mark.parametrize("loops", [True, False], ids=["compiled", "torch"])
+def test_rows_in_bfloat16_change_results_and_gradients_by_their_rounding_alone(loops, places, connect, monkeypatch):
     given, xy = Inputs(*(one.detach().float().requires_grad_() for one in inputs())), places["jittered"]
     geometry, embed = edge_geometry(xy, *connect(xy), dtype=torch.float32), EdgeEmbedding(16, 0.3)
-    weights, told = [*given, *embed.parameters()], []
-    for halved in (False, True):
-        with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16, enabled=halved):
+    mlp, told = GatedMLP(4, 8, 3, 0.3), []
+    weights = [*given, *embed.parameters(), *mlp.parameters()]
+    for dtype in (torch.float32, torch.bfloat16):
+        if dtype == torch.bfloat16 and not loops:
+            for module in MODULES:
+                monkeypatch.setattr(f"histoflow.flow.{module}.compiled", lambda x: False)
+        with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             torch.manual_seed(1)
-            found = attend(given, near(), CHANCE), embed(*geometry)
-        assert all(one.dtype == torch.float32 for one in found)
+            found = attend(given, near(), CHANCE), embed(*geometry), mlp(torch.ones(7, 4).cumsum(dim=0))
+        assert {one.dtype for one in found} == {dtype}
         there = sum((one * torch.linspace(-1, 1, one.numel()).view(one.shape)).sum() for one in found)
         told.append([*found, *torch.autograd.grad(there, weights)])
     unlike = 0
     for full, halved in zip(*told, strict=True):
         unlike += not torch.equal(full, halved)
-        torch.testing.assert_close(halved, full, rtol=0, atol=0.03 * full.detach().abs().max().item())
+        torch.testing.assert_close(halved.float(), full, rtol=0, atol=0.03 * full.detach().abs().max().item())
     assert unlike > len(weights) / 2
 
 

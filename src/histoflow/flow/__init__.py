@@ -4,10 +4,12 @@ from histoflow.flow.denoiser import Denoiser, SpotContext
 from histoflow.flow.dropout import draw_keys_from
 from histoflow.flow.geometry import EdgeGeometry, edge_geometry
 from histoflow.flow.path import LinearPath, PathSample
+from histoflow.flow.precision import PRECISIONS, matrices
 from histoflow.flow.prior import GaussianPrior, Prior, ZeroPrior, ZINBPrior, prior_from_name
 from histoflow.flow.sampler import DenoiserFunction, EulerSampler
 
 __all__ = [
+    "PRECISIONS",
     "Denoiser",
     "DenoiserFunction",
     "EdgeGeometry",
@@ -21,5 +23,6 @@ __all__ = [
     "ZeroPrior",
     "draw_keys_from",
     "edge_geometry",
+    "matrices",
     "prior_from_name",
 ]

@@ -24,10 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import add_product, array, compiled, dtype_of_products, in_parts, kernels, widened
+from histoflow.flow.compiled import array, compiled, in_parts, kernels
 from histoflow.flow.dropout import Choice
 from histoflow.flow.gated import Gated
 from histoflow.flow.operands import Gradient, ReadOut, Spots
+from histoflow.flow.precision import add_product, dtype_of_products, widened
 
 _BLOCK_NUMBERS = 1 << 20
 """Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
@@ -101,12 +102,14 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
 
     Returns
     -------
-    Shape (n_spots, hidden_dim + pairwise_dim), float32 or float64; autocast is for products of matrices alone.
+    Shape (n_spots, hidden_dim + pairwise_dim), of the type that products of matrices take; sums are not taken in
+    bfloat16, nor are the weights.
     """
-    how = _How(near, chance, dtype_of_products(inputs.value))
+    dtype = dtype_of_products(inputs.value)
     with torch.autocast(inputs.value.device.type, enabled=False):
-        arguments = [widened(one).contiguous() for one in inputs]
-        attended: Tensor = _Attend.apply(*arguments, how, edge_part)  # type: ignore[no-untyped-call]
+        rows = [one.to(dtype).contiguous() for one in inputs[:4]]
+        weights = [widened(one).contiguous() for one in inputs[4:]]
+        attended: Tensor = _Attend.apply(*rows, *weights, near, chance, edge_part)  # type: ignore[no-untyped-call]
     return attended
 
 
@@ -115,15 +118,7 @@ def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
 
     In bfloat16 where autocast takes products in it: half the memory.
     """
-    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.t()
-
-
-class _How(NamedTuple):
-    """Whom spots attend to, under which dropout, and the type of numbers that products of edges take."""
-
-    near: Neighborhood
-    chance: Chance
-    products: torch.dtype
+    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.to(edge.dtype).t()
 
 
 class _Attend(torch.autograd.Function):
@@ -131,16 +126,16 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, (how, edge_part) = Inputs(*arguments[:-2]), arguments[-2:]
-        attended = inputs.value.new_empty(len(how.near.index), inputs.value.shape[1] + inputs.edge.shape[2])
+        inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
+        attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
 
         def work(part: tuple[int, int]) -> None:
-            for block in _blocks(inputs, how, part, edge_part):
+            for block in _blocks(inputs, near, chance, part, edge_part):
                 attended[block.rows] = block.attended()
 
-        in_parts(work, len(how.near.index), inputs.value.device)
+        in_parts(work, len(near.index), inputs.value.device)
         ctx.save_for_backward(*inputs)
-        ctx.how = how
+        ctx.near, ctx.chance = near, chance
         return attended
 
     @staticmethod
@@ -150,40 +145,42 @@ class _Attend(torch.autograd.Function):
         receiver, edge = (torch.empty_like(one) for one in (inputs.receiver, inputs.edge))
 
         def work(part: tuple[int, int]) -> Inputs:
-            zero = Inputs(*(torch.zeros_like(one) for one in inputs._replace(receiver=inputs.bias, edge=inputs.bias)))
+            summed = inputs._replace(receiver=inputs.bias, edge=inputs.bias)
+            zero = Inputs(*(torch.zeros_like(one, dtype=inputs.bias.dtype) for one in summed))
             gradient = zero._replace(receiver=receiver, edge=edge)
-            for block in _blocks(inputs, ctx.how, part):
+            for block in _blocks(inputs, ctx.near, ctx.chance, part):
                 block.backward(d_attended[block.rows], gradient)
             return gradient
 
-        first, *others = in_parts(work, len(ctx.how.near.index), inputs.value.device)
+        first, *others = in_parts(work, len(ctx.near.index), inputs.value.device)
         for other in others:
             for name in ("sender", "value", "to_edge", "weight", "bias"):
                 getattr(first, name).add_(getattr(other, name))
-        return (*first, None, None)
+        gradient = (summed.to(one.dtype) for summed, one in zip(first, inputs, strict=True))
+        return (*gradient, None, None, None)
 
 
 def _blocks(
-    inputs: Inputs, how: _How, part: tuple[int, int], edge_part: Tensor | None = None
+    inputs: Inputs, near: Neighborhood, chance: Chance, part: tuple[int, int], edge_part: Tensor | None = None
 ) -> Iterator[_Block | _CompiledBlock]:
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, numbers // (how.near.index.shape[1] * inputs.sender.shape[1]))
+    size = max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1]))
     kind = _CompiledBlock if compiled(inputs.value) else _Block
     for start in range(*part, size):
-        yield kind(inputs, how, slice(start, min(start + size, part[1])), edge_part)
+        yield kind(inputs, near, chance, slice(start, min(start + size, part[1])), edge_part)
 
 
 class _CompiledBlock:
     """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices."""
 
-    def __init__(self, inputs: Inputs, how: _How, rows: slice, edge_part: Tensor | None) -> None:
-        near, chance, products = how
+    def __init__(
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+    ) -> None:
         self.inputs, self.rows = inputs, rows
         self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
         self.edge, first = inputs.edge[rows], rows.start * n_near
-        self.factors = self.edge.to(products), inputs.to_edge.to(products)
         if edge_part is None:
-            self.part = edges_in_first_layer(*self.factors)
+            self.part = edges_in_first_layer(self.edge, inputs.to_edge)
         else:
             self.part = edge_part[first * self.n_heads : (first + len(self.edge) * n_near) * self.n_heads]
         self.spots = Spots(
@@ -228,21 +225,21 @@ class _CompiledBlock:
         kernels().attend_backward(self.spots, self.last, array(d_attended), into)
         gradient.weight.add_(last[:, :-1].sum(dim=0))
         gradient.bias.add_(last[:, -1].sum())
-        edge, to_edge = self.factors
-        add_product(d_part.t(), edge.reshape(len(d_part), -1), gradient.to_edge)
-        add_product(d_part, to_edge, d_edge.view(len(d_part), -1))
+        add_product(d_part.t(), self.edge.reshape(len(d_part), -1), gradient.to_edge)
+        d_edge.view(len(d_part), -1).addmm_(d_part, self.inputs.to_edge.to(d_part.dtype))
 
 
 class _Block:
     """Spots `rows` and all their edges, from logits to weights."""
 
-    def __init__(self, inputs: Inputs, how: _How, rows: slice, edge_part: Tensor | None) -> None:
-        near, chance, _ = how
+    def __init__(
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+    ) -> None:
         self.inputs, self.chance, self.rows = inputs, chance, rows
         self.senders, self.mask = near.index[rows].flatten(), near.mask[rows]
         self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
         self.shape = (*self.mask.shape, self.n_heads)
-        self.edge = inputs.edge[rows].reshape(*self.shape, -1)
+        self.edge = widened(inputs.edge[rows]).reshape(*self.shape, -1)
         self.choices = chance.choices()
         self.gated = Gated.of(self._packed(edge_part), self._kept(0, len(inputs.weight)))
         self.mean, self.inverse = self.gated.moments(chance.epsilon)
@@ -258,7 +255,7 @@ class _Block:
 
     def _packed(self, edge_part: Tensor | None) -> Tensor:
         """The first layer of the attention network, (edges * H, W)."""
-        packed = self.inputs.sender.index_select(0, self.senders)
+        packed = widened(self.inputs.sender.index_select(0, self.senders))
         packed.view(*self.mask.shape, -1).add_(self.inputs.receiver[self.rows][:, None])
         rows = packed.view(-1, len(self.inputs.to_edge))
         if edge_part is None:
@@ -277,7 +274,7 @@ class _Block:
         return softmax, softmax * self.keep_weights
 
     def _values(self) -> Tensor:
-        return self.inputs.value.index_select(0, self.senders).view(*self.shape, -1)
+        return widened(self.inputs.value.index_select(0, self.senders)).view(*self.shape, -1)
 
     def attended(self) -> Tensor:
         """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
@@ -288,7 +285,7 @@ class _Block:
         """Add what these edges contribute to the gradient of every input."""
         n_hidden = self.inputs.value.shape[1]
         d_value, d_edge = (
-            part.reshape(len(part), 1, self.n_heads, -1) for part in d_attended.tensor_split([n_hidden], dim=1)
+            part.reshape(len(part), 1, self.n_heads, -1) for part in widened(d_attended).tensor_split([n_hidden], dim=1)
         )
         d_weight = (d_value * self._values()).sum(dim=-1) + (d_edge * self.edge).sum(dim=-1)
         weight = self.weight[..., None]

@@ -14,43 +14,13 @@ from typing import Any, TypeVar
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn.functional import linear
 
 Result = TypeVar("Result")
 
 
 def compiled(x: Tensor) -> bool:
     """Whether compiled loops work on `x`: they do on a processor; elsewhere torch does the same."""
-    return x.device.type == "cpu" and x.dtype in {torch.float32, torch.float64}
-
-
-def widened(x: Tensor) -> Tensor:
-    """A tensor of bfloat16 in float32, any other as it is: products come in bfloat16, sums and rows are not taken so.
-
-    In bfloat16 a processor's elementwise operations are slower, not faster.
-    """
-    return x.float() if x.dtype == torch.bfloat16 else x
-
-
-def dtype_of_products(x: Tensor) -> torch.dtype:
-    """Type of numbers that matrix products take now: bfloat16 where autocast asks for it, else that of `x`."""
-    kind = x.device.type
-    return torch.get_autocast_dtype(kind) if x.dtype == torch.float32 and torch.is_autocast_enabled(kind) else x.dtype
-
-
-def linear_of(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Tensor:
-    """``x @ weight.T + bias``, the product of numbers of `dtype`."""
-    if x.dtype == dtype:
-        return linear(x, weight, bias)
-    return linear(x.to(dtype), weight.to(dtype)).to(x.dtype).add_(bias)
-
-
-def add_product(x: Tensor, y: Tensor, total: Tensor) -> None:
-    """Add the matrix product of `x` and `y`, which may be of another type, to `total`."""
-    if x.dtype == total.dtype:
-        total.addmm_(x, y)
-    else:
-        total.add_(x @ y)
+    return x.device.type == "cpu" and x.dtype in {torch.bfloat16, torch.float32, torch.float64}
 
 
 @cache

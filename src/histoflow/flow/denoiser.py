@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
 from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
-from histoflow.flow.compiled import in_parts, widened
+from histoflow.flow.compiled import in_parts
 from histoflow.flow.dropout import Dropout
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
@@ -319,7 +319,7 @@ class DenoiserLayer(nn.Module):
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
         sender = linear(key, to_key).add_(shared).flatten(1)
-        return _Shares(query, shared, widened(sender), widened(value.flatten(1)))
+        return _Shares(query, shared, sender, value.flatten(1))
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
         """As `_shares`, without arrays of all spots but those that are kept."""

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
+from histoflow.flow.compiled import array, compiled, in_parts, kernels
 from histoflow.flow.operands import Chosen
+from histoflow.flow.precision import type_of_sums, widened
 
 
 class Choice(NamedTuple):
@@ -68,7 +69,7 @@ class Dropout(nn.Module):
         """Drop and rescale while training; otherwise return `x`."""
         if not self.rate:
             return x
-        dropped: Tensor = _Drop.apply(widened(x), self.rate, self.new_key())  # type: ignore[no-untyped-call]
+        dropped: Tensor = _Drop.apply(x, self.rate, self.new_key())  # type: ignore[no-untyped-call]
         return dropped
 
     def new_key(self) -> int:
@@ -103,7 +104,7 @@ def scaled(x: Tensor, choice: Choice, factor: float) -> Tensor:
         return x * choice.kept(tuple(x.shape), 0, x.device) * factor
     made = x.clone(memory_format=torch.contiguous_format)
     flat = array(made).reshape(-1)
-    by = np.full(1, factor, flat.dtype)
+    by = np.full(1, factor, type_of_sums(x))
     chosen = choice.compiled()
     in_parts(lambda part: kernels().scale(flat[slice(*part)], chosen, by, part[0]), len(flat), x.device)
     return made
@@ -120,8 +121,8 @@ def scale_by_frames_(x: Tensor, choice: Choice, rate: float, first: int) -> Tens
     if not compiled(x):
         words = choice.words(tuple(x.shape), first, x.device)
         count = torch.stack([words >= _signed(int(one)) for one in below]).sum(dim=0)
-        return x.mul_(count.to(x.dtype) / (4 * keep))
-    flat, factor = array(x).reshape(-1), np.full(1, 1 / (4 * keep), array(x[:0]).dtype)
+        return x.mul_(count.to(widened(x[:0]).dtype) / (4 * keep))
+    flat, factor = array(x).reshape(-1), np.full(1, 1 / (4 * keep), type_of_sums(x))
     chosen = choice.compiled()
     kernels().scale_by_frames(flat, chosen, below, factor, first)
     return x

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
-from histoflow.flow.compiled import add_product, array, compiled, dtype_of_products, in_parts, kernels, linear_of
+from histoflow.flow.compiled import array, compiled, in_parts, kernels
 from histoflow.flow.dropout import Choice, scale_by_frames_
 from histoflow.flow.gated import Gated, GatedMLP, normal_backward
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.operands import Edges
+from histoflow.flow.precision import add_product, dtype_of_products, widened
 
 _BLOCK_NUMBERS = 1 << 21
 """Numbers of a block at most, edges times frames times width: they stay in the cache of a processor."""
@@ -70,7 +72,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, how: _How) -> Tensor:
         weights = _Weights(first, last, bias)
-        embedded = first.new_empty(len(geometry.distance), len(last))
+        embedded = first.new_empty(len(geometry.distance), len(last), dtype=how.products)
 
         def work(part: tuple[int, int]) -> None:
             for block in _blocks(weights, geometry, how, part):
@@ -113,7 +115,7 @@ class _Block(ABC):
 
     @abstractmethod
     def mean(self) -> Tensor:
-        """Normalised rows, averaged over frames."""
+        """Normalised rows, averaged over frames, of the type of products."""
 
     @abstractmethod
     def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
@@ -121,16 +123,15 @@ class _Block(ABC):
 
     def embedded(self) -> Tensor:
         """Mean over frames, (n_edges, n_out)."""
-        return self._dropped_(linear_of(self.mean(), self.weights.last, self.weights.bias, self.how.products))
+        mean = self.mean()
+        return self._dropped_(linear(mean, self.weights.last.to(mean.dtype), self.weights.bias.to(mean.dtype)))
 
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
         d_result = self._dropped_(d_embedded.clone(memory_format=torch.contiguous_format))
-        gradient.bias.add_(d_result.sum(dim=0))
-        halved = d_result.to(self.how.products)
-        d_mean = (halved @ self.weights.last.to(halved.dtype)).to(d_result.dtype)
-        mean = self.mean_backward(d_mean, gradient.first)
-        add_product(halved.t(), mean.to(halved.dtype), gradient.last)
+        gradient.bias.add_(d_result.sum(dim=0, dtype=gradient.bias.dtype))
+        mean = self.mean_backward(d_result @ self.weights.last.to(d_result.dtype), gradient.first)
+        add_product(d_result.t(), mean, gradient.last)
 
     def _dropped_(self, result: Tensor) -> Tensor:
         rate, first = self.how.rate, self.rows.start * result.shape[1]
@@ -152,7 +153,8 @@ class _CompiledBlock(_Block):
         return mean
 
     def _new_mean(self) -> Tensor:
-        return self.weights.first.new_empty(len(self.geometry.distance), self.weights.last.shape[1])
+        shape = len(self.geometry.distance), self.weights.last.shape[1]
+        return self.weights.first.new_empty(shape, dtype=self.how.products)
 
     def _edges(self) -> Edges:
         weight = array(self.weights.first).reshape(4, 2, -1)
@@ -165,13 +167,16 @@ class _PlainBlock(_Block):
     """One frame after the other, in torch."""
 
     def mean(self) -> Tensor:
-        return self._normal()[2].view(4, -1, self.weights.last.shape[1]).mean(dim=0)
+        return self._mean_of(self._normal()[2])
 
     def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
         inputs, gated, normal, inverse = self._normal()
-        d_x = normal_backward((d_mean / 4).repeat(4, 1), normal, inverse)
+        d_x = normal_backward((widened(d_mean) / 4).repeat(4, 1), normal, inverse)
         d_first.addmm_(inputs.t(), gated.backward_(d_x))
-        return normal.view(4, -1, normal.shape[1]).mean(dim=0)
+        return self._mean_of(normal)
+
+    def _mean_of(self, normal: Tensor) -> Tensor:
+        return normal.view(4, -1, normal.shape[1]).mean(dim=0).to(self.how.products)
 
     def _normal(self) -> tuple[Tensor, Gated, Tensor, Tensor]:
         """Inputs, gated and normalised rows of the frames, and the inverse spread of each."""

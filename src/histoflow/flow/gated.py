@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels, widened
+from histoflow.flow.compiled import array, compiled, in_parts, kernels
 from histoflow.flow.dropout import Choice, Dropout
+from histoflow.flow.precision import type_of_sums, widened
 
 
 class GatedMLP(nn.Module):
@@ -26,7 +27,7 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
-        packed = widened(self.fc1(x))
+        packed = self.fc1(x)
         choice = Choice.of(self.dropout.rate, self.dropout.new_key())
         normal = _Normalize.apply(packed, choice, self.epsilon)  # type: ignore[no-untyped-call]
         result: Tensor = self.dropout(linear(normal, *self.read_out()))
@@ -52,7 +53,7 @@ class _Normalize(torch.autograd.Function):
         ctx.choice, ctx.epsilon = choice, epsilon
         rows = packed.reshape(-1, packed.shape[-1])
         normal = _normalized(rows, choice, epsilon) if compiled(rows) else _of(rows, choice).normal(epsilon)[0]
-        return normal.view(*packed.shape[:-1], -1)
+        return normal.view(*packed.shape[:-1], -1).to(packed.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -63,14 +64,14 @@ class _Normalize(torch.autograd.Function):
             d_packed = _normalized_backward(rows, d_rows, ctx.choice, ctx.epsilon)
         else:
             gated = _of(rows.clone(), ctx.choice)
-            d_packed = gated.backward_(normal_backward(d_rows.clone(), *gated.normal(ctx.epsilon)))
-        return d_packed.view(packed.shape), None, None
+            d_packed = gated.backward_(normal_backward(widened(d_rows.clone()), *gated.normal(ctx.epsilon)))
+        return d_packed.view(packed.shape).to(packed.dtype), None, None
 
 
 def _normalized(rows: Tensor, choice: Choice, epsilon: float) -> Tensor:
     normal = rows.new_empty(len(rows), rows.shape[1] // 2)
     packed, into = _halves(rows), array(normal)
-    given = choice.compiled(), np.full(1, epsilon, into.dtype)
+    given = choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
     in_parts(lambda part: kernels().normalize(packed, *given, part, into), len(rows), rows.device)
     return normal
 
@@ -78,7 +79,7 @@ def _normalized(rows: Tensor, choice: Choice, epsilon: float) -> Tensor:
 def _normalized_backward(rows: Tensor, d_normal: Tensor, choice: Choice, epsilon: float) -> Tensor:
     d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
     packed, wanted, into = _halves(rows), array(d_normal), _halves(d_packed)
-    given = choice.compiled(), np.full(1, epsilon, wanted.dtype)
+    given = choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
     in_parts(lambda part: kernels().normalize_backward(packed, *given, part, wanted, into), len(rows), rows.device)
     return d_packed
 
@@ -89,7 +90,7 @@ def _halves(rows: Tensor) -> Any:
 
 def _of(rows: Tensor, choice: Choice) -> Gated:
     kept = choice.kept((len(rows), rows.shape[1] // 2), 0, rows.device)
-    return Gated.of(rows, kept)
+    return Gated.of(widened(rows), kept)
 
 
 def normal_backward(d_normal: Tensor, normal: Tensor, inverse: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ def inlined(function: AnyFunction) -> AnyFunction:
 def by_type(function: Callable[..., Any]) -> Callable[[AnyFunction], AnyFunction]:
     """Compile into whatever calls `function` what the decorated one picks by the types of its arguments."""
     options: Any = {"forceinline": True, **_OPTIONS}
-    made: Callable[[AnyFunction], AnyFunction] = overload(function, jit_options=options)
+    made: Callable[[AnyFunction], AnyFunction] = overload(function, jit_options=options, strict=False)
     return made
 
 
@@ -98,13 +98,7 @@ def _exp_single(x: Any) -> Any:
 
 @by_type(_exp)
 def _exp_of_type(x: Any) -> Any:
-    def single(x: Any) -> Any:
-        return _exp_single(x)
-
-    def double(x: Any) -> Any:
-        return math.exp(x)
-
-    return single if x == numba.float32 else double
+    return (lambda x: _exp_single(x)) if x == numba.float32 else (lambda x: math.exp(x))
 
 
 @inlined
@@ -125,7 +119,8 @@ def gate(packed: Array, inside: Chosen | None, counter: Any, epsilon: Any, x: Ar
     real = x.dtype.type
     total, square = real(0), real(0)
     for d in range(len(x)):
-        gated = packed[0, d] * _sigmoid(packed[0, d], real(1)) * packed[1, d]
+        opening = wide(packed[0, d])
+        gated = opening * _sigmoid(opening, real(1)) * wide(packed[1, d])
         kept = is_kept(inside, counter + np.uint32(d))
         gated = gated if kept else real(0)
         total += gated
@@ -142,8 +137,9 @@ def gate_along(
     real = weight.dtype.type
     total, square, along = real(0), real(0), real(0)
     for d in range(len(weight)):
-        opening = first[0, d] + second[0, d] + wide(third[0, d])
-        gated = opening * _sigmoid(opening, real(1)) * (first[1, d] + second[1, d] + wide(third[1, d]))
+        opening = wide(first[0, d]) + wide(second[0, d]) + wide(third[0, d])
+        value = wide(first[1, d]) + wide(second[1, d]) + wide(third[1, d])
+        gated = opening * _sigmoid(opening, real(1)) * value
         kept = is_kept(inside, counter + np.uint32(d))
         gated = gated if kept else real(0)
         total += gated
@@ -163,11 +159,12 @@ def gate_with_slopes(
     for d in range(len(weight)):
         # Where a number is dropped, a sigmoid of zero makes it zero, and both derivatives with it.
         kept = is_kept(inside, counter + np.uint32(d))
-        sigmoid = _sigmoid(packed[0, d], real(1)) if kept else real(0)
-        opened = packed[0, d] * sigmoid
-        slopes[0, d] = packed[1, d] * sigmoid * (real(1) + packed[0, d] - opened)
+        opening, value = wide(packed[0, d]), wide(packed[1, d])
+        sigmoid = _sigmoid(opening, real(1)) if kept else real(0)
+        opened = opening * sigmoid
+        slopes[0, d] = value * sigmoid * (real(1) + opening - opened)
         slopes[1, d] = opened
-        gated = opened * packed[1, d]
+        gated = opened * value
         total += gated
         square += gated * gated
         along += gated * weight[d]
@@ -182,13 +179,8 @@ def wide(x: Any) -> Any:
 
 @by_type(wide)
 def _wide_by_type(x: Any) -> Any:
-    def number(x: Any) -> Any:
-        return x
-
-    def from_bits(x: Any) -> Any:
-        return np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)
-
-    return from_bits if x == numba.uint16 else number
+    bits = x == numba.uint16
+    return (lambda x: np.uint32(np.uint32(x) << np.uint32(16)).view(np.float32)) if bits else (lambda x: x)
 
 
 def narrow(x: Any, like: Any) -> Any:
@@ -214,7 +206,7 @@ def add_three(first: Array, second: Array, third: Array, total: Array) -> None:
     """Sum of three rows, each in two halves, into `total`."""
     for half in range(2):
         for d in range(total.shape[1]):
-            total[half, d] = first[half, d] + second[half, d] + wide(third[half, d])
+            total[half, d] = wide(first[half, d]) + wide(second[half, d]) + wide(third[half, d])
 
 
 @inlined
@@ -248,7 +240,7 @@ def row_backward(packed: Array, slopes: Array, centred: Array, slope: Any, bend:
 def product(x: Array, y: Array, made: Array) -> None:
     """Product of two rows, number by number, into `made`."""
     for d in range(len(x)):
-        made[d] = x[d] * y[d]
+        made[d] = x[d] * wide(y[d])
 
 
 @inlined
@@ -321,7 +313,7 @@ def dot(x: Array, y: Array) -> Any:
     """Inner product of two rows."""
     total = x.dtype.type(0)
     for d in range(len(x)):
-        total += x[d] * y[d]
+        total += x[d] * wide(y[d])
     return total
 
 
@@ -329,14 +321,14 @@ def dot(x: Array, y: Array) -> Any:
 def add_scaled(x: Array, factor: Any, total: Array) -> None:
     """Add `factor` times a row to `total`."""
     for d in range(len(x)):
-        total[d] += factor * x[d]
+        total[d] += factor * wide(x[d])
 
 
 @inlined
 def set_scaled(x: Array, factor: Any, made: Array) -> None:
-    """`factor` times a row, into `made`."""
+    """`factor` times a row, into `made`; either may hold the bits of bfloat16."""
     for d in range(len(x)):
-        made[d] = factor * x[d]
+        made[d] = narrow(factor * wide(x[d]), made[d])
 
 
 @compile_at_first_call
@@ -348,6 +340,7 @@ def attend(spots: Spots, last: ReadOut, attended: Array) -> None:
     weight_sum, excess = weight.sum(), np.empty(n_near, real)
     softmax, factor = np.empty(n_near, real), np.empty(n_near, real)
     n_value, n_edge = value.shape[2], edge.shape[3]
+    of_value, of_edge = np.empty(n_value, real), np.empty(n_edge, real)
     for i in range(len(near)):
         for h in range(n_heads):
             place = np.uint32((first + i * n_near) * n_heads + h)
@@ -360,12 +353,12 @@ def attend(spots: Spots, last: ReadOut, attended: Array) -> None:
             keep(logits, constants[1], place, n_heads, factor)
             softmax_of(excess, factor, mask[i], softmax)
             keep(weights, constants[2], place, n_heads, factor)
-            of_value = attended[i, h * n_value : (h + 1) * n_value]
-            of_edge = attended[i, n_heads * n_value + h * n_edge : n_heads * n_value + (h + 1) * n_edge]
             of_value[:], of_edge[:] = 0, 0
             for k in range(n_near):
                 add_scaled(value[near[i, k], h], softmax[k] * factor[k], of_value)
                 add_scaled(edge[i, k, h], softmax[k] * factor[k], of_edge)
+            set_scaled(of_value, real(1), attended[i, h * n_value : (h + 1) * n_value])
+            set_scaled(of_edge, real(1), attended[i, n_heads * n_value + h * n_edge :][:n_edge])
 
 
 @compile_at_first_call
@@ -380,6 +373,7 @@ def attend_backward(spots: Spots, last: ReadOut, d_attended: Array, gradient: Gr
     mean, inverse, excess = np.empty(n_near, real), np.empty(n_near, real), np.empty(n_near, real)
     softmax, d_logit = np.empty(n_near, real), np.empty(n_near, real)
     of_logits, of_weights = np.empty(n_near, real), np.empty(n_near, real)
+    of_value, of_edge, received = np.empty(n_value, real), np.empty(n_edge, real), np.empty((2, width), real)
     weight_sum = weight.sum()
     centred = weight - weight_sum / real(width)
     for i in range(len(near)):
@@ -393,68 +387,74 @@ def attend_backward(spots: Spots, last: ReadOut, d_attended: Array, gradient: Gr
             keep(logits, constants[1], place, n_heads, of_logits)
             keep(weights, constants[2], place, n_heads, of_weights)
             softmax_of(excess, of_logits, mask[i], softmax)
-            of_value = d_attended[i, h * n_value : (h + 1) * n_value]
-            of_edge = d_attended[i, n_heads * n_value + h * n_edge : n_heads * n_value + (h + 1) * n_edge]
+            set_scaled(d_attended[i, h * n_value : (h + 1) * n_value], real(1), of_value)
+            set_scaled(d_attended[i, n_heads * n_value + h * n_edge :][:n_edge], real(1), of_edge)
             for k in range(n_near):
                 j, share = near[i, k], softmax[k] * of_weights[k]
                 d_logit[k] = (dot(of_value, value[j, h]) + dot(of_edge, edge[i, k, h])) * of_weights[k]
                 add_scaled(of_value, share, d_value[j, h])
                 set_scaled(of_edge, share, d_edge[i, k, h])
             softmax_backward(softmax, of_logits, d_logit)
-            d_receiver[i, h] = 0
+            received[:] = 0
             for k in range(n_near):
                 slope = d_logit[k] * inverse[k]
                 bend = -slope * inverse[k] * (excess[k] - bias[0]) / real(width)
                 d_last[h, width] += d_logit[k]
                 weight_backward(packed[k], slopes[k], slope, mean[k], d_last[h])
                 row_backward(packed[k], slopes[k], centred, slope, bend, mean[k])
-                unpack(slopes[k], d_part[i, k, h], d_receiver[i, h], d_sender[near[i, k], h])
+                unpack(slopes[k], d_part[i, k, h], received, d_sender[near[i, k], h])
+            for half in range(2):
+                set_scaled(received[half], real(1), d_receiver[i, h, half])
 
 
 @compile_at_first_call
 def embed(edges: Edges, first: int, mean: Array) -> None:
     """Normalised gated rows of edges, averaged over the four frames, into `mean`, (n_edges, width / 2)."""
     projection, distance, weight, inside, constants = edges
-    width, real = mean.shape[1], mean.dtype.type
-    packed, x = np.empty((2, width), real), np.empty(width, real)
+    width, real = mean.shape[1], weight.dtype.type
+    packed, x, total = np.empty((2, width), real), np.empty(width, real), np.empty(width, real)
     for e in range(len(mean)):
-        mean[e] = 0
+        total[:] = 0
         for frame in range(4):
             pack_frame(projection[e], distance[e], weight, frame, packed)
             counter = np.uint32(4 * (first + e) + frame) * np.uint32(width)
             centre, inverse = gate(packed, inside, counter, constants[0], x)
-            add_normal(x, centre, inverse * real(0.25), mean[e])
+            add_normal(x, centre, inverse, total)
+        set_scaled(total, real(0.25), mean[e])
 
 
 @compile_at_first_call
 def embed_backward(edges: Edges, first: int, d_mean: Array, mean: Array, gradient: Array) -> None:
     """Gradient of `embed` to its weight, added to `gradient`; `mean` is found once more, too."""
     projection, distance, weight, inside, constants = edges
-    width, real = mean.shape[1], mean.dtype.type
+    width, real = mean.shape[1], weight.dtype.type
     packed, slopes, x = np.empty((2, width), real), np.empty((4, 2, width), real), np.empty(width, real)
+    own, wanted = np.empty(width, real), np.empty(width, real)
     for e in range(len(mean)):
-        total = d_mean[e].sum() / real(width)
-        mean[e] = 0
+        set_scaled(d_mean[e], real(1), wanted)
+        total = wanted.sum() / real(width)
+        own[:] = 0
         for frame in range(4):
             pack_frame(projection[e], distance[e], weight, frame, packed)
             counter = np.uint32(4 * (first + e) + frame) * np.uint32(width)
-            centre, inverse, along = gate_with_slopes(packed, d_mean[e], inside, counter, constants[0], slopes[frame])
+            centre, inverse, along = gate_with_slopes(packed, wanted, inside, counter, constants[0], slopes[frame])
             bend = (along / real(width) - centre * total) * inverse * inverse
             product(slopes[frame, 1], packed[1], x)
-            add_normal(x, centre, inverse * real(0.25), mean[e])
-            normal_backward(x, d_mean[e], total, centre, bend, inverse * real(0.25), slopes[frame])
+            add_normal(x, centre, inverse, own)
+            normal_backward(x, wanted, total, centre, bend, inverse * real(0.25), slopes[frame])
+        set_scaled(own, real(0.25), mean[e])
         frames_backward(slopes, projection[e], distance[e], gradient)
 
 
 @compile_at_first_call
 def normalize(packed: Array, inside: Chosen | None, constants: Array, rows: tuple[int, int], normal: Array) -> None:
     """Gated rows of `packed`, (n_rows, 2, width / 2), normalised into `normal`, (n_rows, width / 2)."""
-    width = normal.shape[1]
+    width, real = normal.shape[1], constants.dtype.type
+    x = np.empty(width, real)
     for row in range(rows[0], rows[1]):
-        counter = np.uint32(row) * np.uint32(width)
-        mean, inverse = gate(packed[row], inside, counter, constants[0], normal[row])
+        mean, inverse = gate(packed[row], inside, np.uint32(row) * np.uint32(width), constants[0], x)
         for d in range(width):
-            normal[row, d] = (normal[row, d] - mean) * inverse
+            normal[row, d] = narrow((x[d] - mean) * inverse, normal[row, d])
 
 
 @compile_at_first_call
@@ -462,25 +462,26 @@ def normalize_backward(
     packed: Array, inside: Chosen | None, constants: Array, rows: tuple[int, int], d_normal: Array, d_packed: Array
 ) -> None:
     """Gradient of `normalize`, into `d_packed`, (n_rows, 2, width / 2)."""
-    width, real = d_normal.shape[1], packed.dtype.type
-    x = np.empty(width, real)
+    width, real = d_normal.shape[1], constants.dtype.type
+    slopes, x, wanted = np.empty((2, width), real), np.empty(width, real), np.empty(width, real)
     for row in range(rows[0], rows[1]):
-        total = d_normal[row].sum() / real(width)
-        counter = np.uint32(row) * np.uint32(width)
-        centre, inverse, along = gate_with_slopes(
-            packed[row], d_normal[row], inside, counter, constants[0], d_packed[row]
-        )
+        set_scaled(d_normal[row], real(1), wanted)
+        total, counter = wanted.sum() / real(width), np.uint32(row) * np.uint32(width)
+        centre, inverse, along = gate_with_slopes(packed[row], wanted, inside, counter, constants[0], slopes)
         bend = (along / real(width) - centre * total) * inverse * inverse
-        product(d_packed[row, 1], packed[row, 1], x)
-        normal_backward(x, d_normal[row], total, centre, bend, inverse, d_packed[row])
+        product(slopes[1], packed[row, 1], x)
+        normal_backward(x, wanted, total, centre, bend, inverse, slopes)
+        for half in range(2):
+            set_scaled(slopes[half], real(1), d_packed[row, half])
 
 
 @compile_at_first_call
 def scale(x: Array, chosen: Chosen, factor: Array, first: int) -> None:
     """Multiply what is kept of a flat `x` with `factor`, (1,), and the rest with zero, in place."""
-    by, none, least = factor[0], x.dtype.type(0), np.uint32(chosen.least)
+    by, none, least = factor[0], factor.dtype.type(0), np.uint32(chosen.least)
     for d in range(len(x)):
-        x[d] *= by if word(np.uint32(first + d), chosen) >= least else none
+        share = by if word(np.uint32(first + d), chosen) >= least else none
+        x[d] = narrow(wide(x[d]) * share, x[d])
 
 
 @compile_at_first_call
@@ -489,9 +490,10 @@ def scale_by_frames(x: Array, chosen: Chosen, below: Array, factor: Array, first
 
     `below` are the thresholds of that number, (4,), uint32: it is how many of them a random word reaches.
     """
-    by, none = factor[0], x.dtype.type(0)
+    by, none = factor[0], factor.dtype.type(0)
     one, two, three, four = below[0], below[1], below[2], below[3]
     for d in range(len(x)):
         drawn = word(np.uint32(first + d), chosen)
         share = (by if drawn >= one else none) + (by if drawn >= two else none)
-        x[d] *= share + (by if drawn >= three else none) + (by if drawn >= four else none)
+        share = share + (by if drawn >= three else none) + (by if drawn >= four else none)
+        x[d] = narrow(wide(x[d]) * share, x[d])

@@ -1,4 +1,4 @@
-"""What the compiled loops of `kernels` take.
+"""What the compiled loops of `kernels` take. An array of rows may hold the bits of numbers in bfloat16, as uint16.
 
 The order of the fields is part of the compiled code: change `kernels` with it, as numba looks for changes there alone.
 """
@@ -28,7 +28,7 @@ class Spots(NamedTuple):
     receiver, sender
         Shares of spots in the first layer, shapes (n, H, 2, W / 2) and (M, H, 2, W / 2).
     part
-        Shares of edges in it, shape (n, K, H, 2, W / 2), or the bits of such numbers in bfloat16.
+        Shares of edges in it, shape (n, K, H, 2, W / 2).
     value, edge
         What is averaged, shapes (M, H, …) and (n, K, H, …).
     near, mask

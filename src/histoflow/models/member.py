@@ -11,11 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry
+from histoflow.flow import Denoiser, EulerSampler, LinearPath, Prior, SpotContext, edge_geometry, matrices
 from histoflow.models.axes import axes_of_products, leading_axes
 from histoflow.models.noise import prior_noise, shelved
 from histoflow.models.spots import Floats, Spots
-from histoflow.models.training import matrices
 from histoflow.pp.graph import neighbors
 
 _MOST_AT_ONCE, _BLOCK = 20_000, 1 << 13

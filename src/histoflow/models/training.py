@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from histoflow._errors import NotFiniteError, OptionError
+from histoflow.flow import PRECISIONS, matrices
 from histoflow.models.progress import Bookmark, Reached
 from histoflow.models.side_by_side import Course, finished
 
 Batch = TypeVar("Batch")
-PRECISIONS = ("fp32", "bf16")
 
 
 @dataclass(frozen=True)
@@ -105,11 +105,6 @@ def seeded(seed: int) -> Iterator[torch.Generator]:
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(seed)
         yield torch.Generator().manual_seed(seed)
-
-
-def matrices(precision: str, device: torch.device) -> torch.autocast:
-    """Context in which matrix products are of this precision."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def train(
