@@ -123,9 +123,9 @@ def of_gpu(told: Told) -> list[tuple[str, str, str, bool]]:
 
 
 def rows(*, quick: bool) -> list[Row]:
-    """Every row; `quick` takes fewer pairs of the long ones and smaller sizes, as the commands say."""
+    """Every row; `quick` takes fewer pairs and smaller sizes of the longest, as the commands say."""
     pairs, few, tiles = (5, 1, 64) if quick else (5, 5, 128)
-    sizes = "10000 100000" if quick else "10000 100000 1000000"
+    sizes = {"hest_fm": "10000 100000 1000000", "stflow": "10000 100000" if quick else "10000 100000 1000000"}
     denoiser = "benchmarks/denoiser.py --json"
     many = tuple(f"{denoiser} --spots {n} --tasks sample --sides ours --repeats 1" for n in (1000, 10_000, 100_000))
     embedding = f"benchmarks/embedding.py --pairs {pairs} --tiles {tiles} --precision"
@@ -135,13 +135,13 @@ def rows(*, quick: bool) -> list[Row]:
         Row("embedding", (f"{embedding} fp32", f"{embedding} bf16"), of_embedding),
         Row("fit", ("benchmarks/fit_cohort.py DATA",), of_fit, "data"),
         Row("cold start", (f"benchmarks/cold_start.py --json --repeats {3 if quick else 5}",), of_cold_start),
-        Row("ridge", (f"benchmarks/ridge.py --genes {5000 if quick else 20_000} --sklearn-genes 1000",), of_ridge),
+        Row("ridge", ("benchmarks/ridge.py --genes 20000 --sklearn-genes 1000",), of_ridge),
     ]
     for precision, wanted in (("fp32", 5), ("best", 10)):
         command = f"{denoiser} --precision {precision} --tasks"
         made.insert(0, Row(f"16 draws, {precision}", (f"{command} sample16 --repeats {few}",), of_draws(precision)))
         made.insert(0, Row(precision, (f"{command} step sample --repeats {pairs}",), of_step(precision, wanted)))
-    for kind in ("hest_fm", "stflow"):
-        command = f"benchmarks/scale.py --json --wide 0 --samples 2 --kind {kind} --tiles {sizes}"
+    for kind, tiles_of_kind in sizes.items():
+        command = f"benchmarks/scale.py --json --wide 0 --samples 2 --kind {kind} --tiles {tiles_of_kind}"
         made.append(Row(f"scale, {kind}", (command,), of_scale))
     return [*made, Row("graphics card", ("benchmarks/gpu.py",), of_gpu, "cuda")]

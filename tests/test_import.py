@@ -1,13 +1,22 @@
-"""Importing histoflow is free, and its public names are the ones it lists."""
+"""Importing histoflow is free, a part loads little of the others, and the public names are the ones that are listed."""
 
 import subprocess
 import sys
 
+import pytest
+
 import histoflow
+import histoflow.pp
 
 
 def test_import_loads_neither_torch_nor_lazyslide():
     code = "import sys, histoflow; print({'torch', 'lazyslide', 'anndata', 'pandas'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_a_graph_is_made_without_loading_what_embeds_and_scores():
+    code = "import sys, histoflow.pp.graph; print({'torch', 'sklearn', 'anndata', 'scipy.stats'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"
 
@@ -17,7 +26,8 @@ def test_the_package_runs_as_a_module():
     assert done.stdout.strip().endswith(histoflow.__version__)
 
 
-def test_every_public_name_is_there_and_documented():
-    assert set(histoflow.__all__) <= set(dir(histoflow))
-    for name in histoflow.__all__:
-        assert getattr(histoflow, name).__doc__, name
+@pytest.mark.parametrize("package", [histoflow, histoflow.pp], ids=["histoflow", "pp"])
+def test_every_public_name_is_there_and_documented(package):
+    assert set(package.__all__) <= set(dir(package))
+    for name in package.__all__:
+        assert getattr(package, name).__doc__, name

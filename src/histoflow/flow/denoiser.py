@@ -318,7 +318,8 @@ class DenoiserLayer(nn.Module):
         query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
-        sender = linear(key, to_key).add_(shared).flatten(1)
+        # A product with rows that lie apart would be taken as one for every spot, each with its copy of the weight.
+        sender = linear(key.contiguous(), to_key).add_(shared).flatten(1)
         return _Shares(query, shared, sender, value.flatten(1))
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
