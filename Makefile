@@ -33,7 +33,7 @@ test: $(VENV)/.stamp-dev
 test-lowest: $(LOWEST)/.stamp
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_WARNINGS) $(LOWEST_TESTS) $(PYTEST_ARGS)
 
-# Some of the old versions need pkg_resources, which setuptools has up to 80, and do not say so.
+# Some of the old versions need pkg_resources and do not say so: setuptools 79 is the last that has it without a warning.
 $(LOWEST)/.stamp: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
@@ -42,7 +42,7 @@ $(LOWEST)/.stamp: pyproject.toml constraints.txt
 	$(LOWEST)/bin/uv pip compile pyproject.toml $(LOWEST_EXTRAS:%=--extra %) --resolution lowest-direct --quiet \
 		--python $(LOWEST)/bin/python -c $(LOWEST)/held.txt --no-header --no-annotate -o $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt \
-		-e ".[$(subst $() ,$(comma),$(LOWEST_EXTRAS))]" pytest pytest-xdist hypothesis selenium "setuptools<81"
+		-e ".[$(subst $() ,$(comma),$(LOWEST_EXTRAS))]" pytest pytest-xdist hypothesis selenium "setuptools<80"
 	@touch $@
 
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev

@@ -188,11 +188,13 @@ def read_image(path: Path) -> RGB:
         If the image is damaged, too large, or not 8-bit grey or RGB.
     """
     is_tiff = path.suffix.lower() in TIFF_SUFFIXES
+    # tifffile's own error is a ValueError only in its newer versions.
+    errors = (*_DECODING_ERRORS, extra("tifffile").TiffFileError) if is_tiff else _DECODING_ERRORS
     try:
         return _read_tiff(path) if is_tiff else _read_plain(path)
     except ReadError:
         raise
-    except _DECODING_ERRORS as err:
+    except errors as err:
         raise ReadError(f"cannot decode image {path} ({err}); it may be truncated: fetch or export it again") from err
 
 
