@@ -33,7 +33,7 @@ test: $(VENV)/.stamp-dev
 test-lowest: $(LOWEST)/.stamp
 	$(LOWEST)/bin/python -m pytest -n 2 --dist worksteal $(LOWEST_WARNINGS) $(LOWEST_TESTS) $(PYTEST_ARGS)
 
-# Some of the old versions need pkg_resources and do not say so: setuptools 79 is the last that has it without a warning.
+# Some of the old versions need pkg_resources and do not say so; newer setuptools warn of it, the newest have it no more.
 $(LOWEST)/.stamp: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
