@@ -38,11 +38,11 @@ $(LOWEST)/.stamp: pyproject.toml constraints.txt
 	rm -rf $(LOWEST)
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check uv
-	grep -E '^torch(vision)?==' constraints.txt > $(LOWEST)/held.txt
+	(grep -E '^torch(vision)?==' constraints.txt; echo 'setuptools<80') > $(LOWEST)/held.txt
 	$(LOWEST)/bin/uv pip compile pyproject.toml $(LOWEST_EXTRAS:%=--extra %) --resolution lowest-direct --quiet \
 		--python $(LOWEST)/bin/python -c $(LOWEST)/held.txt --no-header --no-annotate -o $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pip install --quiet --disable-pip-version-check -c $(LOWEST)/lowest.txt \
-		-e ".[$(subst $() ,$(comma),$(LOWEST_EXTRAS))]" pytest pytest-xdist hypothesis selenium "setuptools<80"
+		-c $(LOWEST)/held.txt -e ".[$(subst $() ,$(comma),$(LOWEST_EXTRAS))]" pytest pytest-xdist hypothesis selenium setuptools
 	@touch $@
 
 install: $(VENV)/.stamp-slides $(VENV)/.stamp-hvg $(VENV)/.stamp-encoders $(VENV)/.stamp-report $(VENV)/.stamp-dev
