@@ -181,9 +181,9 @@ def test_a_slide_with_predictions_is_written_and_reopened(wsi, reference, tmp_pa
 def test_other_libraries_draw_a_prediction(wsi, reference, tmp_path):
     import matplotlib.pyplot as plt
     import scanpy
-    import spatialdata_plot  # noqa: F401  it adds `.pl` to SpatialData
-    import squidpy
 
+    pytest.importorskip("spatialdata_plot")  # it adds `.pl` to SpatialData
+    squidpy = pytest.importorskip("squidpy")
     predicted = hf.predict_expression(wsi, method="hest_fm", reference=reference, fm_backbone="color", genes=GENES)
     scanpy.pl.embedding(predicted, basis="spatial", color=GENES[0], show=False)
     squidpy.pl.spatial_scatter(predicted, shape=None, color=GENES[0], library_id="tiles")

@@ -71,8 +71,8 @@ class Source:
     def _download(self, token: str | None, cache_dir: str | Path | None) -> Path:
         from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
-        # The error's bases are those of the library that huggingface_hub speaks HTTP through, and OSError.
-        failures: Any = HfHubHTTPError.__bases__
+        # The error's bases are those of the library that huggingface_hub speaks HTTP through.
+        failures: Any = (*HfHubHTTPError.__bases__, OSError)
         try:
             for patterns in self.files:
                 folder = _snapshot(self.repository, patterns, _download_cache(cache_dir), token=token, ask=True)
