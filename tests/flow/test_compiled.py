@@ -12,7 +12,8 @@ from tests.flow.test_attention import CHANCE, MODULES, QUIET, inputs, near
 
 from histoflow.flow import edge_geometry, kernels
 from histoflow.flow.attention import Inputs, attend, edges_in_first_layer
-from histoflow.flow.compiled import in_parts
+from histoflow.flow.compiled import empty, in_parts
+from histoflow.flow.dropout import Choice
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
 
@@ -152,3 +153,22 @@ def test_loops_compiled_here_or_kept_in_files_in_part_or_in_whole_give_the_same_
     for path in kept:
         path.unlink()
     assert told() == compiled_here
+
+
+def test_random_words_are_those_of_torch():
+    choice = Choice.of(0.3, 5)
+    words = choice.words((1000,), 2**32 - 400, torch.device("cpu"))
+    chosen = choice.compiled()
+    numbers = np.ones(1000)
+    kernels.scale(numbers, chosen, np.full(1, 2.0), 2**32 - 400)
+    assert 0.6 < (numbers == 2).mean() < 0.8
+    np.testing.assert_array_equal(numbers == 2, words.numpy().astype(np.int64) + 2**31 >= chosen.least)
+
+
+@pytest.mark.parametrize("shape", [(3, 5), (1 << 12, 1 << 10), (0, 4)])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64, None])
+def test_numbers_not_set_yet_are_of_the_shape_and_lie_where_vectors_begin(shape, dtype):
+    made = empty(torch.ones(2), *shape, dtype=dtype)
+    assert (made.shape, made.dtype, made.is_contiguous()) == (shape, dtype or torch.float32, True)
+    assert made.numel() == 0 or made.data_ptr() % 64 == 0
+    assert made.fill_(3).eq(3).all()

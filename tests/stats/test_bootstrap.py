@@ -12,7 +12,12 @@ VALUES = np.random.default_rng(0).normal(0.4, 0.1, 12)
 
 def test_it_is_scipys_percentile_interval():
     oracle = scipy_stats.bootstrap(
-        (VALUES,), np.mean, confidence_level=0.8, n_resamples=20_000, method="percentile", random_state=np.random.default_rng(1)
+        (VALUES,),
+        np.mean,
+        confidence_level=0.8,
+        n_resamples=20_000,
+        method="percentile",
+        random_state=np.random.default_rng(1),
     ).confidence_interval
     np.testing.assert_allclose(bootstrap_mean(VALUES, level=0.8, n_resamples=20_000), oracle, atol=2e-3)
 

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
 from histoflow.flow.dropout import Choice
 from histoflow.flow.gated import Gated
 from histoflow.flow.operands import Gradient, ReadOut, Spots
@@ -116,9 +116,11 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
 def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
     """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W).
 
-    In bfloat16 where autocast takes products in it: half the memory.
+    In bfloat16 where autocast takes products in it: half the memory. No gradient goes back.
     """
-    return edge.reshape(-1, to_edge.shape[1]) @ to_edge.to(edge.dtype).t()
+    rows, weight = (one.detach().to(dtype_of_products(edge)) for one in (edge, to_edge))
+    rows = rows.reshape(-1, to_edge.shape[1])
+    return torch.mm(rows, weight.t(), out=empty(rows, len(rows), len(weight)))
 
 
 class _Attend(torch.autograd.Function):
@@ -127,7 +129,7 @@ class _Attend(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
         inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
-        attended = inputs.value.new_empty(len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
+        attended = empty(inputs.value, len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
 
         def work(part: tuple[int, int]) -> None:
             for block in _blocks(inputs, near, chance, part, edge_part):
@@ -142,11 +144,11 @@ class _Attend(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         inputs = Inputs(*ctx.saved_tensors)
-        receiver, edge = (torch.empty_like(one) for one in (inputs.receiver, inputs.edge))
+        receiver, edge = (empty(one, *one.shape) for one in (inputs.receiver, inputs.edge))
 
         def work(part: tuple[int, int]) -> Inputs:
             summed = inputs._replace(receiver=inputs.bias, edge=inputs.bias)
-            zero = Inputs(*(torch.zeros_like(one, dtype=inputs.bias.dtype) for one in summed))
+            zero = Inputs(*(empty(one, *one.shape, dtype=inputs.bias.dtype).zero_() for one in summed))
             gradient = zero._replace(receiver=receiver, edge=edge)
             for block in _blocks(inputs, ctx.near, ctx.chance, part):
                 block.backward(d_attended[block.rows], gradient)

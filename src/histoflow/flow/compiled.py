@@ -1,7 +1,8 @@
-"""Where the compiled loops of `kernels` do the work, and how threads share it."""
+"""Where the compiled loops of `kernels` do the work, on which memory, and how threads share it."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -11,11 +12,13 @@ from importlib import import_module
 from itertools import pairwise
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 Result = TypeVar("Result")
+_ALIGNMENT = 64
 
 
 def compiled(x: Tensor) -> bool:
@@ -34,6 +37,21 @@ def array(x: Tensor) -> NDArray[Any]:
     x = x.detach().contiguous()
     made: NDArray[Any] = x.view(torch.uint16).numpy() if x.dtype == torch.bfloat16 else x.numpy()
     return made
+
+
+def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """Numbers not set yet, on the device of `like` and of its type if no other is given.
+
+    On a processor in pages as large as the system has, which numpy asks for and torch does not: the first touch of each
+    page takes longer than what is done with a small one.
+    """
+    dtype = dtype or like.dtype
+    if like.device.type != "cpu":
+        return like.new_empty(shape, dtype=dtype)
+    n_bytes = math.prod(shape) * dtype.itemsize
+    held = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -held.ctypes.data % _ALIGNMENT
+    return torch.from_numpy(held[start : start + n_bytes]).view(dtype).view(shape)
 
 
 def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: torch.device) -> list[Result]:

@@ -18,7 +18,7 @@ from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
 from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
-from histoflow.flow.compiled import in_parts
+from histoflow.flow.compiled import empty, in_parts
 from histoflow.flow.dropout import Dropout
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
@@ -32,8 +32,8 @@ _MLP_RATIO = 4
 _N_FREQUENCIES = 128
 _ROWS = 1024
 """Spots that attend together where no gradient is wanted."""
-_SHARED_ROWS = 1 << 11
-"""Spots whose shares are found together there."""
+_SHARED_ROWS = 1 << 13
+"""Spots whose shares are found together there: a whole section of Visium."""
 _HELD_NUMBERS = 1 << 26
 """Numbers of embedded edges that a context holds at most where no gradient is wanted."""
 
@@ -287,7 +287,7 @@ class DenoiserLayer(nn.Module):
             found = update(slice(None))
         else:
             draws = zip(tokens, expressions, strict=True)
-            found = [(torch.empty_like(token), torch.empty_like(expression)) for token, expression in draws]
+            found = [(empty(token, *token.shape), empty(expression, *expression.shape)) for token, expression in draws]
             self._by_blocks(update, found)
         return [token for token, _ in found], [expression for _, expression in found]
 
@@ -320,7 +320,7 @@ class DenoiserLayer(nn.Module):
         shared = linear(expression, to_difference)[:, None]
         # A product with rows that lie apart would be taken as one for every spot, each with its copy of the weight.
         sender = linear(key.contiguous(), to_key).add_(shared).flatten(1)
-        return _Shares(query, shared, sender, value.flatten(1))
+        return _Shares(query, shared, sender, value.flatten(1).contiguous())
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
         """As `_shares`, without arrays of all spots but those that are kept."""
@@ -330,7 +330,7 @@ class DenoiserLayer(nn.Module):
         for start in range(0, len(token), _SHARED_ROWS):
             rows = slice(start, start + _SHARED_ROWS)
             own = self._shares(token[rows], expression[rows])
-            kept = kept or [part.new_empty(len(token), *part.shape[1:]) for part in own]
+            kept = kept or [empty(part, len(token), *part.shape[1:]) for part in own]
             for whole, part in zip(kept, own, strict=True):
                 whole[rows] = part
         return _Shares(*kept)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
 from histoflow.flow.dropout import Choice, scale_by_frames_
 from histoflow.flow.gated import Gated, GatedMLP, normal_backward
 from histoflow.flow.geometry import EdgeGeometry
@@ -72,7 +72,7 @@ class _Embed(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, first: Tensor, last: Tensor, bias: Tensor, geometry: EdgeGeometry, how: _How) -> Tensor:
         weights = _Weights(first, last, bias)
-        embedded = first.new_empty(len(geometry.distance), len(last), dtype=how.products)
+        embedded = empty(first, len(geometry.distance), len(last), dtype=how.products)
 
         def work(part: tuple[int, int]) -> None:
             for block in _blocks(weights, geometry, how, part):
@@ -129,7 +129,7 @@ class _Block(ABC):
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
         d_result = self._dropped_(d_embedded.clone(memory_format=torch.contiguous_format))
-        gradient.bias.add_(d_result.sum(dim=0, dtype=gradient.bias.dtype))
+        gradient.bias.add_(d_result.sum(dim=0))
         mean = self.mean_backward(d_result @ self.weights.last.to(d_result.dtype), gradient.first)
         add_product(d_result.t(), mean, gradient.last)
 

@@ -14,66 +14,52 @@ compiles anew what it has kept in files when this file changes.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import numba
 import numpy as np
-from numba.extending import overload
+from numba.extending import intrinsic
 
+from histoflow.flow.jit import by_type, compile_at_first_call, inlined
 from histoflow.flow.operands import Array, Chosen, Edges, Gradient, ReadOut, Spots
 
-AnyFunction = TypeVar("AnyFunction", bound=Callable[..., Any])
-# Without the interpreter's lock; sums may be taken in any order, NaN stays NaN.
-_OPTIONS: dict[str, Any] = {"nogil": True, "error_model": "numpy", "fastmath": {"reassoc", "contract", "nsz", "arcp"}}
+
+def _mix(context: Any, first: Any, step: Any, factor: Any, offset: Any) -> Any:
+    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        first, step, factor, offset = given
+        x = builder.add(first, builder.trunc(step, first.type))
+        x = builder.add(builder.mul(x, factor), offset)
+        for shift, by in ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1)):
+            x = builder.xor(x, builder.lshr(x, x.type(shift)))
+            x = builder.mul(x, x.type(by))
+        return x
+
+    return numba.uint32(first, step, factor, offset), made
 
 
-def inlined(function: AnyFunction) -> AnyFunction:
-    """Compile into whatever calls it."""
-    made: AnyFunction = numba.njit(forceinline=True, **_OPTIONS)(function)
-    return made
-
-
-def by_type(function: Callable[..., Any]) -> Callable[[AnyFunction], AnyFunction]:
-    """Compile into whatever calls `function` what the decorated one picks by the types of its arguments."""
-    options: Any = {"forceinline": True, **_OPTIONS}
-    made: Callable[[AnyFunction], AnyFunction] = overload(function, jit_options=options, strict=False)
-    return made
-
-
-def compile_at_first_call(function: AnyFunction) -> AnyFunction:
-    """Compile at the first call, or take from a file what an earlier process compiled."""
-    try:
-        made: AnyFunction = numba.njit(cache=True, **_OPTIONS)(function)
-    except RuntimeError:  # numba finds no folder that it may write to
-        made = numba.njit(**_OPTIONS)(function)
-    return made
+# Of two numbers of 32 bits numba makes one of 64, whose products take a processor several times as long.
+_mixed: Any = intrinsic(_mix)
 
 
 @inlined
-def word(counter: Any, chosen: Chosen) -> Any:
-    """The random word of a counter, as in `histoflow.flow.dropout`."""
-    x = np.uint32(np.uint32(counter * np.uint32(chosen.factor)) + np.uint32(chosen.offset))
-    x = np.uint32(x ^ (x >> np.uint32(16)))
-    x = np.uint32(x * np.uint32(0x7FEB352D))
-    x = np.uint32(x ^ (x >> np.uint32(15)))
-    x = np.uint32(x * np.uint32(0x846CA68B))
-    return np.uint32(x ^ (x >> np.uint32(16)))
+def word(first: Any, step: Any, chosen: Chosen) -> Any:
+    """The random word of the place `step` after the first one, uint32, as in `histoflow.flow.dropout`."""
+    return _mixed(np.uint32(first), np.int64(step), np.uint32(chosen.factor), np.uint32(chosen.offset))
 
 
 @inlined
-def is_kept(chosen: Chosen | None, place: Any) -> Any:
-    """Whether dropout keeps the number of a place; without a choice, known when compiled, all are kept."""
+def is_kept(chosen: Chosen | None, first: Any, step: Any) -> Any:
+    """Whether dropout keeps the number `step` after the first; without a choice, known when compiled, all are kept."""
     if chosen is None:
         return True
-    return word(place, chosen) >= np.uint32(chosen.least)
+    return word(first, step, chosen) >= np.uint32(chosen.least)
 
 
 @inlined
 def keep(chosen: Chosen | None, by: Any, place: Any, step: int, factor: Array) -> None:
     """What dropout multiplies numbers with, `by` or zero, the first at a place and others so many places apart."""
     for k in range(len(factor)):
-        factor[k] = by if is_kept(chosen, place + np.uint32(k * step)) else factor.dtype.type(0)
+        factor[k] = by if is_kept(chosen, place, k * step) else factor.dtype.type(0)
 
 
 def _exp(x: float) -> float:
@@ -121,7 +107,7 @@ def gate(packed: Array, inside: Chosen | None, counter: Any, epsilon: Any, x: Ar
     for d in range(len(x)):
         opening = wide(packed[0, d])
         gated = opening * _sigmoid(opening, real(1)) * wide(packed[1, d])
-        kept = is_kept(inside, counter + np.uint32(d))
+        kept = is_kept(inside, counter, d)
         gated = gated if kept else real(0)
         total += gated
         square += gated * gated
@@ -140,7 +126,7 @@ def gate_along(
         opening = wide(first[0, d]) + wide(second[0, d]) + wide(third[0, d])
         value = wide(first[1, d]) + wide(second[1, d]) + wide(third[1, d])
         gated = opening * _sigmoid(opening, real(1)) * value
-        kept = is_kept(inside, counter + np.uint32(d))
+        kept = is_kept(inside, counter, d)
         gated = gated if kept else real(0)
         total += gated
         square += gated * gated
@@ -158,7 +144,7 @@ def gate_with_slopes(
     total, square, along = real(0), real(0), real(0)
     for d in range(len(weight)):
         # Where a number is dropped, a sigmoid of zero makes it zero, and both derivatives with it.
-        kept = is_kept(inside, counter + np.uint32(d))
+        kept = is_kept(inside, counter, d)
         opening, value = wide(packed[0, d]), wide(packed[1, d])
         sigmoid = _sigmoid(opening, real(1)) if kept else real(0)
         opened = opening * sigmoid
@@ -480,7 +466,7 @@ def scale(x: Array, chosen: Chosen, factor: Array, first: int) -> None:
     """Multiply what is kept of a flat `x` with `factor`, (1,), and the rest with zero, in place."""
     by, none, least = factor[0], factor.dtype.type(0), np.uint32(chosen.least)
     for d in range(len(x)):
-        share = by if word(np.uint32(first + d), chosen) >= least else none
+        share = by if word(first, d, chosen) >= least else none
         x[d] = narrow(wide(x[d]) * share, x[d])
 
 
@@ -493,7 +479,7 @@ def scale_by_frames(x: Array, chosen: Chosen, below: Array, factor: Array, first
     by, none = factor[0], factor.dtype.type(0)
     one, two, three, four = below[0], below[1], below[2], below[3]
     for d in range(len(x)):
-        drawn = word(np.uint32(first + d), chosen)
+        drawn = word(first, d, chosen)
         share = (by if drawn >= one else none) + (by if drawn >= two else none)
         share = share + (by if drawn >= three else none) + (by if drawn >= four else none)
         x[d] = narrow(wide(x[d]) * share, x[d])
