@@ -315,12 +315,13 @@ class DenoiserLayer(nn.Module):
         return torch.split(self.attention.fc1.weight, self.parts, dim=1)
 
     def _shares(self, token: Tensor, expression: Tensor) -> _Shares:
-        query, key, value = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
+        # A product with rows that lie apart would be taken as one for every spot, each with its copy of the weight.
+        apart = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
+        query, key, value = (part.contiguous() for part in apart)
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)[:, None]
-        # A product with rows that lie apart would be taken as one for every spot, each with its copy of the weight.
-        sender = linear(key.contiguous(), to_key).add_(shared).flatten(1)
-        return _Shares(query, shared, sender, value.flatten(1).contiguous())
+        sender = linear(key, to_key).add_(shared).flatten(1)
+        return _Shares(query, shared, sender, value.flatten(1))
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
         """As `_shares`, without arrays of all spots but those that are kept."""
