@@ -2,7 +2,8 @@
 
 Prints one line of JSON: on each side, medians of wall clock (`step_s`, `sample_s`, `sample16_s`) and of processor
 time (the same with `cpu_` before it), peak memory of training (`max_rss_gb`) and of drawing (`sample_rss_gb`), and the
-number of parameters. Each side runs in processes of its own, ours and the reference in turn, `--repeats` times.
+number of parameters. Each side runs in processes of its own, ours and the reference in turn, `--repeats` times; on
+both, threads that wait do so asleep, as in the commands of histoflow (`OMP_WAIT_POLICY`).
 
 All spots of a section, on a jittered hexagonal lattice, are one crop: 1024 features, 50 genes, 8 neighbours (no ties),
 published sizes, four calls of the denoiser a draw. A training step is forward, backward, clipping and Adam's step. Ours
@@ -132,7 +133,7 @@ def in_process(name: str, task: str, given: argparse.Namespace) -> dict[str, flo
     """One task of one side, in a process of its own."""
     sizes = ["--spots", str(given.spots), "--precision", given.precision, "--threads", str(given.threads)]
     command = [sys.executable, __file__, "--side", name, "--task", task, *sizes]
-    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads)}
+    environment = os.environ | {"OMP_NUM_THREADS": str(given.threads), "OMP_WAIT_POLICY": "PASSIVE"}
     done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return json.loads(done.stdout)
 

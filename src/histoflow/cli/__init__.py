@@ -40,6 +40,8 @@ _OF_DISKS = {
 
 def main() -> None:
     """Run the command line: exit code 0 on success, 2 on wrong usage, 1 on other errors, 130 and 143 when stopped."""
+    # Threads of torch that wait do so asleep, not at full speed in the way of those that work.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:]
     debug = "--debug" in given
     arguments = [*(["--debug"] if debug else []), *(word for word in given if word != "--debug")]

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -79,6 +80,7 @@ class Chance:
     epsilon: float
     key: int
 
+    @cached_property
     def choices(self) -> tuple[Choice, Choice, Choice]:
         """What is dropped inside the network, of logits and of weights."""
         rates = (self.inside, self.inside, self.weights)
@@ -195,7 +197,7 @@ class _CompiledBlock:
             array(near.mask[rows]),
         )
         constants = [chance.epsilon, 1 / (1 - chance.inside), 1 / (1 - chance.weights)]
-        inside, logits, weights = (choice.compiled() for choice in chance.choices())
+        inside, logits, weights = (choice.compiled() for choice in chance.choices)
         weight, bias = array(inputs.weight), array(inputs.bias)
         self.last = ReadOut(weight, bias, np.array(constants, weight.dtype), inside, logits, weights, first)
 
@@ -242,7 +244,7 @@ class _Block:
         self.n_heads = inputs.sender.shape[1] // len(inputs.to_edge)
         self.shape = (*self.mask.shape, self.n_heads)
         self.edge = widened(inputs.edge[rows]).reshape(*self.shape, -1)
-        self.choices = chance.choices()
+        self.choices = chance.choices
         self.gated = Gated.of(self._packed(edge_part), self._kept(0, len(inputs.weight)))
         self.mean, self.inverse = self.gated.moments(chance.epsilon)
         self.excess = torch.mv(self.gated.x, inputs.weight).addcmul_(self.mean, inputs.weight.sum(), value=-1)
