@@ -31,8 +31,8 @@ from histoflow.flow.gated import Gated
 from histoflow.flow.operands import Gradient, ReadOut, Spots
 from histoflow.flow.precision import add_product, dtype_of_products, widened
 
-_BLOCK_NUMBERS = 1 << 20
-"""Numbers of a block at most, edges times heads times width: they stay in the cache of a processor."""
+_BLOCK_NUMBERS = 1 << 22
+"""Numbers of a block at most, edges times heads times width: calls are few, and memory is little."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
 

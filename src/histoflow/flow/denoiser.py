@@ -30,7 +30,7 @@ Updated = tuple[Tensor, Tensor]
 
 _MLP_RATIO = 4
 _N_FREQUENCIES = 128
-_ROWS = 1024
+_ROWS = 2048
 """Spots that attend together where no gradient is wanted."""
 _SHARED_ROWS = 1 << 13
 """Spots whose shares are found together there: a whole section of Visium."""

@@ -23,8 +23,8 @@ from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.operands import Edges
 from histoflow.flow.precision import add_product, dtype_of_products, widened
 
-_BLOCK_NUMBERS = 1 << 21
-"""Numbers of a block at most, edges times frames times width: they stay in the cache of a processor."""
+_BLOCK_NUMBERS = 1 << 22
+"""Numbers of a block at most, edges times frames times width: calls are few, and memory is little."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
 
