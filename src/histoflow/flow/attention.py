@@ -115,14 +115,16 @@ def attend(inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor
     return attended
 
 
-def edges_in_first_layer(edge: Tensor, to_edge: Tensor) -> Tensor:
+def edges_in_first_layer(edge: Tensor, to_edge: Tensor, into: Tensor | None = None) -> Tensor:
     """Share of edges (n_spots, K, pairwise_dim) in the first layer of the attention network, (edges * H, W).
 
-    In bfloat16 where autocast takes products in it: half the memory. No gradient goes back.
+    In bfloat16 where autocast takes products in it: half the memory. No gradient goes back. It is written `into` the
+    first rows of a tensor if one is given.
     """
     rows, weight = (one.detach().to(dtype_of_products(edge)) for one in (edge, to_edge))
     rows = rows.reshape(-1, to_edge.shape[1])
-    return torch.mm(rows, weight.t(), out=empty(rows, len(rows), len(weight)))
+    into = empty(rows, len(rows), len(weight)) if into is None else into[: len(rows)]
+    return torch.mm(rows, weight.t(), out=into)
 
 
 class _Attend(torch.autograd.Function):
@@ -135,7 +137,7 @@ class _Attend(torch.autograd.Function):
 
         def work(part: tuple[int, int]) -> None:
             for block in _blocks(inputs, near, chance, part, edge_part):
-                attended[block.rows] = block.attended()
+                block.attend(attended[block.rows])
 
         in_parts(work, len(near.index), inputs.value.device)
         ctx.save_for_backward(*inputs)
@@ -168,23 +170,36 @@ def _blocks(
     inputs: Inputs, near: Neighborhood, chance: Chance, part: tuple[int, int], edge_part: Tensor | None = None
 ) -> Iterator[_Block | _CompiledBlock]:
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1]))
-    kind = _CompiledBlock if compiled(inputs.value) else _Block
+    size = min(max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1])), part[1] - part[0])
+    is_compiled, width = compiled(inputs.value), len(inputs.to_edge)
+    # One after the other writes into the same memory: new memory is touched for the first time, which takes longer.
+    n_rows = size * near.index.shape[1] * inputs.sender.shape[1] // width
+    held = empty(inputs.edge, n_rows, width) if is_compiled and edge_part is None else None
     for start in range(*part, size):
-        yield kind(inputs, near, chance, slice(start, min(start + size, part[1])), edge_part)
+        rows = slice(start, min(start + size, part[1]))
+        if is_compiled:
+            yield _CompiledBlock(inputs, near, chance, rows, edge_part, held)
+        else:
+            yield _Block(inputs, near, chance, rows, edge_part)
 
 
 class _CompiledBlock:
     """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices."""
 
     def __init__(
-        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+        self,
+        inputs: Inputs,
+        near: Neighborhood,
+        chance: Chance,
+        rows: slice,
+        edge_part: Tensor | None,
+        held: Tensor | None,
     ) -> None:
         self.inputs, self.rows = inputs, rows
         self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
         self.edge, first = inputs.edge[rows], rows.start * n_near
         if edge_part is None:
-            self.part = edges_in_first_layer(self.edge, inputs.to_edge)
+            self.part = edges_in_first_layer(self.edge, inputs.to_edge, held)
         else:
             self.part = edge_part[first * self.n_heads : (first + len(self.edge) * n_near) * self.n_heads]
         self.spots = Spots(
@@ -207,12 +222,9 @@ class _CompiledBlock:
     def _halves(self, x: Tensor) -> NDArray[Any]:
         return array(x).reshape(*x.shape[:-1], self.n_heads, 2, -1)
 
-    def attended(self) -> Tensor:
-        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
-        width = self.inputs.value.shape[1] + self.edge.shape[2]
-        attended = self.inputs.value.new_empty(len(self.edge), width)
+    def attend(self, attended: Tensor) -> None:
+        """Write weighted values, then edges into `attended`, (spots, hidden_dim + pairwise_dim)."""
         kernels().attend(self.spots, self.last, array(attended))
-        return attended
 
     def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
         """Add what these edges contribute to the gradient of every input."""
@@ -280,10 +292,10 @@ class _Block:
     def _values(self) -> Tensor:
         return widened(self.inputs.value.index_select(0, self.senders)).view(*self.shape, -1)
 
-    def attended(self) -> Tensor:
-        """Weighted values, then edges: (spots, hidden_dim + pairwise_dim)."""
-        weight = self.weight[..., None]
-        return torch.cat([(weight * part).sum(dim=1).flatten(1) for part in (self._values(), self.edge)], dim=1)
+    def attend(self, attended: Tensor) -> None:
+        """Write weighted values, then edges into `attended`, (spots, hidden_dim + pairwise_dim)."""
+        parts = [self.weight[..., None] * part for part in (self._values(), self.edge)]
+        attended.copy_(torch.cat([part.sum(dim=1).flatten(1) for part in parts], dim=1))
 
     def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
         """Add what these edges contribute to the gradient of every input."""

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import linear
 
 from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
 from histoflow.flow.dropout import Choice, scale_by_frames_
@@ -76,7 +75,7 @@ class _Embed(torch.autograd.Function):
 
         def work(part: tuple[int, int]) -> None:
             for block in _blocks(weights, geometry, how, part):
-                embedded[block.rows] = block.embedded()
+                block.embed(embedded[block.rows])
 
         in_parts(work, len(embedded), first.device)
         ctx.save_for_backward(*weights)
@@ -121,10 +120,11 @@ class _Block(ABC):
     def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
         """Add to the gradient of the first layer; normalised rows, averaged, once more."""
 
-    def embedded(self) -> Tensor:
-        """Mean over frames, (n_edges, n_out)."""
+    def embed(self, embedded: Tensor) -> None:
+        """Write the mean over frames into `embedded`, (n_edges, n_out)."""
         mean = self.mean()
-        return self._dropped_(linear(mean, self.weights.last.to(mean.dtype), self.weights.bias.to(mean.dtype)))
+        last, bias = (one.to(mean.dtype) for one in (self.weights.last, self.weights.bias))
+        self._dropped_(torch.addmm(bias, mean, last.t(), out=embedded))
 
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
