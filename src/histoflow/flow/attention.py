@@ -31,7 +31,7 @@ from histoflow.flow.gated import Gated
 from histoflow.flow.operands import Gradient, ReadOut, Spots
 from histoflow.flow.precision import add_product, dtype_of_products, widened
 
-_BLOCK_NUMBERS = 1 << 22
+_BLOCK_NUMBERS = 1 << 21
 """Numbers of a block at most, edges times heads times width: calls are few, and memory is little."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
@@ -125,6 +125,31 @@ def edges_in_first_layer(edge: Tensor, to_edge: Tensor, into: Tensor | None = No
     rows = rows.reshape(-1, to_edge.shape[1])
     into = empty(rows, len(rows), len(weight)) if into is None else into[: len(rows)]
     return torch.mm(rows, weight.t(), out=into)
+
+
+def by_head(x: Tensor, shared: Tensor, sign: int) -> Tensor:
+    """Add what a spot's heads share, (n_spots, W), with its sign, to `x`, (n_spots, H, W), in place."""
+    added: Tensor = _ByHead.apply(x, shared, sign)  # type: ignore[no-untyped-call]
+    return added
+
+
+class _ByHead(torch.autograd.Function):
+    """`by_head`; in bfloat16 a product of matrices finds the sum over heads sooner than a sum does."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, shared: Tensor, sign: int) -> Tensor:
+        ctx.sign = sign
+        ctx.mark_dirty(x)
+        return x.add_(shared[:, None], alpha=sign)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor | None, ...]:
+        if d_x.dtype != torch.bfloat16:
+            return d_x, d_x.sum(dim=1) * ctx.sign, None
+        n_heads, width = d_x.shape[1:]
+        each = torch.eye(width, dtype=d_x.dtype, device=d_x.device) * ctx.sign
+        return d_x, d_x.reshape(len(d_x), -1) @ each.repeat(n_heads, 1), None
 
 
 class _Attend(torch.autograd.Function):

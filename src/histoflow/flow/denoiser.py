@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.functional import linear
 
 from histoflow._errors import OptionError, ShapeError
-from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
+from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, by_head, edges_in_first_layer
 from histoflow.flow.compiled import empty, in_parts
 from histoflow.flow.dropout import Dropout
 from histoflow.flow.edges import EdgeEmbedding
@@ -223,7 +223,7 @@ class _Shares(NamedTuple):
     query
         Of the spots that attend, shape (n_rows, n_heads, hidden_dim / n_heads).
     shared
-        Their expression in the first layer of the attention network, shape (n_rows, 1, pairwise_dim).
+        Their expression in the first layer of the attention network, shape (n_rows, pairwise_dim).
     sender, value
         Of all spots, see `Inputs`.
     """
@@ -319,8 +319,8 @@ class DenoiserLayer(nn.Module):
         apart = self.qkv(token).reshape(len(token), 3, self.n_heads, -1).unbind(dim=1)
         query, key, value = (part.contiguous() for part in apart)
         _, to_key, _, to_difference = self.first_layer()
-        shared = linear(expression, to_difference)[:, None]
-        sender = linear(key, to_key).add_(shared).flatten(1)
+        shared = linear(expression, to_difference)
+        sender = by_head(linear(key, to_key), shared, 1).flatten(1)
         return _Shares(query, shared, sender, value.flatten(1))
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
@@ -341,7 +341,7 @@ class DenoiserLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """New tokens and estimates of the spots of a block."""
         to_query, _, to_edge, _ = self.first_layer()
-        receiver = linear(shares.query, to_query, self.attention.fc1.bias).sub_(shares.shared)
+        receiver = by_head(linear(shares.query, to_query, self.attention.fc1.bias), shares.shared, -1)
         weight, bias = self.attention.read_out()
         inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
         token = token + self.out(attend(inputs, near, self._chance(), edge_part))

@@ -22,7 +22,7 @@ from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.operands import Edges
 from histoflow.flow.precision import add_product, dtype_of_products, widened
 
-_BLOCK_NUMBERS = 1 << 22
+_BLOCK_NUMBERS = 1 << 21
 """Numbers of a block at most, edges times frames times width: calls are few, and memory is little."""
 _BLOCK_NUMBERS_GPU = 1 << 26
 
