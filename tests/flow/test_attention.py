@@ -5,7 +5,7 @@ import torch
 from torch.nn.functional import layer_norm, silu
 
 from histoflow.flow import edge_geometry
-from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, edges_in_first_layer
+from histoflow.flow.attention import Chance, Inputs, Neighborhood, attend, by_head, edges_in_first_layer
 from histoflow.flow.edges import EdgeEmbedding
 from histoflow.flow.gated import GatedMLP
 
@@ -135,3 +135,22 @@ def test_the_read_out_takes_in_scale_and_shift_of_the_norm():
     weight, bias = mlp.read_out()
     expected = mlp.fc2(mlp.norm(x))
     torch.testing.assert_close(layer_norm(x, (4,), eps=mlp.norm.eps) @ weight.T + bias, expected)
+
+
+def test_where_no_spot_attends_there_is_nothing():
+    given, graph = inputs(), near()
+    nobody = Neighborhood(graph.index[:0], graph.mask[:0])
+    none = attend(given._replace(receiver=given.receiver[:0], edge=given.edge[:0]), nobody, QUIET)
+    assert none.shape == (0, HIDDEN + PAIRWISE)
+    none.sum().backward()
+    assert not given.value.grad.any()
+
+
+def test_what_heads_share_is_added_and_its_gradient_summed_over_them():
+    x, shared = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 2, 8), (5, 8)))
+    for sign in (1, -1):
+        assert torch.autograd.gradcheck(lambda x, shared, sign=sign: by_head(x * 1, shared, sign), (x, shared))
+        exact = (torch.arange(80.0).reshape(5, 2, 8) % 7).bfloat16()
+        halved = torch.zeros(5, 8, dtype=torch.bfloat16, requires_grad=True)
+        by_head(exact * 1, halved, sign).backward(exact)
+        torch.testing.assert_close(halved.grad, exact.sum(dim=1) * sign, rtol=0, atol=0)

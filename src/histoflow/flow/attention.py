@@ -15,9 +15,9 @@ The way back computes x again, from the same key of its dropout, instead of keep
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -194,18 +194,16 @@ class _Attend(torch.autograd.Function):
 def _blocks(
     inputs: Inputs, near: Neighborhood, chance: Chance, part: tuple[int, int], edge_part: Tensor | None = None
 ) -> Iterator[_Block | _CompiledBlock]:
+    per_spot, width = near.index.shape[1] * inputs.sender.shape[1], len(inputs.to_edge)
     numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = min(max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1])), part[1] - part[0])
-    is_compiled, width = compiled(inputs.value), len(inputs.to_edge)
-    # One after the other writes into the same memory: new memory is touched for the first time, which takes longer.
-    n_rows = size * near.index.shape[1] * inputs.sender.shape[1] // width
-    held = empty(inputs.edge, n_rows, width) if is_compiled and edge_part is None else None
+    size = max(1, min(numbers // per_spot, part[1] - part[0]))
+    kind: Callable[..., _Block | _CompiledBlock] = _Block
+    if compiled(inputs.value):
+        # Blocks write into the same memory: the first touch of new memory takes as long as a product.
+        held = empty(inputs.edge, size * per_spot // width, width) if edge_part is None else None
+        kind = partial(_CompiledBlock, held)
     for start in range(*part, size):
-        rows = slice(start, min(start + size, part[1]))
-        if is_compiled:
-            yield _CompiledBlock(inputs, near, chance, rows, edge_part, held)
-        else:
-            yield _Block(inputs, near, chance, rows, edge_part)
+        yield kind(inputs, near, chance, slice(start, min(start + size, part[1])), edge_part)
 
 
 class _CompiledBlock:
@@ -213,12 +211,12 @@ class _CompiledBlock:
 
     def __init__(
         self,
+        held: Tensor | None,
         inputs: Inputs,
         near: Neighborhood,
         chance: Chance,
         rows: slice,
         edge_part: Tensor | None,
-        held: Tensor | None,
     ) -> None:
         self.inputs, self.rows = inputs, rows
         self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
