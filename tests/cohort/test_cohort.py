@@ -13,6 +13,7 @@ from tests.cohort import work
 
 from histoflow._errors import ClusterError, MissingDependencyError, OptionError
 from histoflow.cohort import CLUSTERS, Pool, Where, job_script
+from histoflow.cohort.clusters import _end
 
 
 def outcomes(function, calls, **options):
@@ -77,6 +78,15 @@ def test_a_local_worker_that_dies_is_replaced_and_its_task_is_run_again(tmp_path
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": path}, capture_output=True, text=True, check=True)
     assert sorted(done.stdout.splitlines()) == [f"{n} {{'doubled': {2 * n}}}" for n in range(4)]
     assert calls.read_text() == "xx"
+
+
+def test_a_cluster_that_does_not_end_is_left_after_a_while(caplog):
+    class Endless:
+        def close(self, timeout):
+            raise TimeoutError(f"timed out after {timeout}")
+
+    _end(Endless())
+    assert caplog.messages == ["the cluster did not end within 60 s; what is left of it ends with this process"]
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ _SUBMITS = {"slurm": "sbatch", "pbs": "qsub"}
 _FORWARDED = ("HISTOFLOW_CACHE", "HISTOFLOW_DATA", "HF_HOME", "HF_HUB_OFFLINE")
 _MEMORY, _WALLTIME = "8GB", "1-00:00:00"
 _PBS_WALLTIME = "24:00:00"
+_CLOSE_S = 60
 
 _LOG = logging.getLogger(__name__)
 
@@ -140,7 +141,8 @@ class Workers:
         else:
             with warnings.catch_warnings():  # the usual port of the page is taken: any other will do
                 warnings.filterwarnings("ignore", message="Port .* is already in use", category=UserWarning)
-                self._cluster = self._opened.enter_context(_started(self._where, gpu=self._gpu, logs=self._logs))
+                self._cluster = _started(self._where, gpu=self._gpu, logs=self._logs)
+            self._opened.callback(_end, self._cluster)
             client = self._opened.enter_context(distributed.Client(self._cluster))
         self._client = client
         _LOG.info("dashboard of Dask: %s", client.dashboard_link)
@@ -220,6 +222,14 @@ def _started(where: Where, *, gpu: bool, logs: Path) -> Any:
             cluster.close()
             raise ClusterError(f"cluster slurm refuses the jobs: {' '.join(asked.stderr.split())}")
     return cluster
+
+
+def _end(cluster: Any) -> None:
+    """Close a cluster; one that lost a worker shortly before may wait for it for ever."""
+    try:
+        cluster.close(timeout=_CLOSE_S)
+    except TimeoutError:
+        _LOG.warning("the cluster did not end within %d s; what is left of it ends with this process", _CLOSE_S)
 
 
 def _size(cluster: Any, where: Where, n_workers: int) -> None:
