@@ -25,6 +25,8 @@ from histoflow.flow.operands import Array, Chosen, Edges, Gradient, ReadOut, Spo
 
 
 def _mix(context: Any, first: Any, step: Any, factor: Any, offset: Any) -> Any:
+    """Types of `word`, and its instructions."""
+
     def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
         first, step, factor, offset = given
         x = builder.add(first, builder.trunc(step, first.type))
