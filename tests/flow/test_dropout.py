@@ -3,9 +3,17 @@
 import pytest
 import torch
 
-from histoflow.flow.dropout import Choice, Dropout, draw_keys_from, scale_by_frames_, scaled
+from histoflow.flow.dropout import Choice, Dropout, FramesDropout, draw_keys_from, scaled
 
 CPU = torch.device("cpu")
+
+
+def scaled_by_frames(x, key, first):
+    """Rows of `x` plus one, scaled, and their sum."""
+    made, one = torch.empty_like(x), torch.ones(x.shape[1], dtype=x.dtype)
+    total = torch.zeros_like(one)
+    FramesDropout(Choice.of(0.3, key), 0.3).scale(x, one, first, made, total)
+    return made, total
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.2, 0.5, 0.9])
@@ -18,7 +26,8 @@ def test_a_number_is_dropped_with_the_probability_asked_for(rate):
 
 
 def test_shares_of_frames_have_the_mean_and_variance_of_four_choices():
-    found = scale_by_frames_(torch.ones(300, 400, dtype=torch.float64), Choice.of(0.3, 2), 0.3, 0)
+    found, total = scaled_by_frames(torch.zeros(300, 400, dtype=torch.float64), 2, 0)
+    torch.testing.assert_close(found.sum(dim=0), total)
     assert found.mean().item() == pytest.approx(1, abs=0.005)
     assert found.var().item() == pytest.approx(0.3 / 0.7 / 4, rel=0.02)
     assert len(found.unique()) == 5
@@ -45,7 +54,7 @@ def test_loops_and_torch_choose_alike(dtype, monkeypatch):
     for device in ("processor", "other"):
         if device == "other":
             monkeypatch.setattr("histoflow.flow.dropout.compiled", lambda x: False)
-        found.append((scaled(x, choice, 1 / 0.7), scale_by_frames_(x.clone(), choice, 0.3, 2**33 + 5)))
+        found.append((scaled(x, choice, 1 / 0.7), *scaled_by_frames(x, 2**61, 2**33 + 5)))
     for one, other in zip(*found, strict=True):
         torch.testing.assert_close(one, other)
 

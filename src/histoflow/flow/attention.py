@@ -15,9 +15,10 @@ The way back computes x again, from the same key of its dropout, instead of keep
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property, reduce
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,7 +26,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels, zeros
 from histoflow.flow.dropout import Choice
 from histoflow.flow.gated import Gated
 from histoflow.flow.operands import Gradient, ReadOut, Spots
@@ -128,9 +129,12 @@ def edges_in_first_layer(edge: Tensor, to_edge: Tensor, into: Tensor | None = No
 
 
 def by_head(x: Tensor, shared: Tensor, sign: int) -> Tensor:
-    """Add what a spot's heads share, (n_spots, W), with its sign, to `x`, (n_spots, H, W), in place."""
+    """Add what a spot's heads share, (n_spots, W), with its sign, to `x`, (n_spots * H, W), in place: (n_spots, H * W).
+
+    `x` must not be a view: the way back through a change of one copies its gradient twice.
+    """
     added: Tensor = _ByHead.apply(x, shared, sign)  # type: ignore[no-untyped-call]
-    return added
+    return added.view(len(shared), -1)
 
 
 class _ByHead(torch.autograd.Function):
@@ -138,18 +142,20 @@ class _ByHead(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, shared: Tensor, sign: int) -> Tensor:
-        ctx.sign = sign
+        ctx.sign, ctx.n_spots = sign, len(shared)
         ctx.mark_dirty(x)
-        return x.add_(shared[:, None], alpha=sign)
+        x.view(len(shared), -1, x.shape[1]).add_(shared[:, None], alpha=sign)
+        return x
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_x: Tensor) -> tuple[Tensor | None, ...]:
+        width, rows = d_x.shape[1], d_x.reshape(ctx.n_spots, -1)
+        n_heads = rows.shape[1] // width
         if d_x.dtype != torch.bfloat16:
-            return d_x, d_x.sum(dim=1) * ctx.sign, None
-        n_heads, width = d_x.shape[1:]
+            return d_x, rows.view(-1, n_heads, width).sum(dim=1) * ctx.sign, None
         each = torch.eye(width, dtype=d_x.dtype, device=d_x.device) * ctx.sign
-        return d_x, d_x.reshape(len(d_x), -1) @ each.repeat(n_heads, 1), None
+        return d_x, rows @ each.repeat(n_heads, 1), None
 
 
 class _Attend(torch.autograd.Function):
@@ -157,122 +163,171 @@ class _Attend(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, *arguments: Any) -> Tensor:
-        inputs, (near, chance, edge_part) = Inputs(*arguments[:-3]), arguments[-3:]
-        attended = empty(inputs.value, len(near.index), inputs.value.shape[1] + inputs.edge.shape[2])
-
-        def work(part: tuple[int, int]) -> None:
-            for block in _blocks(inputs, near, chance, part, edge_part):
-                block.attend(attended[block.rows])
-
-        in_parts(work, len(near.index), inputs.value.device)
+        inputs, given = Inputs(*arguments[:-3]), arguments[-3:]
+        attended = empty(inputs.value, len(inputs.edge), inputs.value.shape[1] + inputs.edge.shape[2])
+        edges = _edges_of(inputs)(inputs, *given)
+        noted = edges.new_notes() if any(ctx.needs_input_grad) else None
+        in_parts(lambda part: edges.attend(part, attended, noted), len(attended), attended.device)
         ctx.save_for_backward(*inputs)
-        ctx.near, ctx.chance = near, chance
+        ctx.given, ctx.noted = given, noted
         return attended
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_attended: Tensor) -> tuple[Tensor | None, ...]:
         inputs = Inputs(*ctx.saved_tensors)
+        edges = _edges_of(inputs)(inputs, *ctx.given)
         receiver, edge = (empty(one, *one.shape) for one in (inputs.receiver, inputs.edge))
 
-        def work(part: tuple[int, int]) -> Inputs:
-            summed = inputs._replace(receiver=inputs.bias, edge=inputs.bias)
-            zero = Inputs(*(empty(one, *one.shape, dtype=inputs.bias.dtype).zero_() for one in summed))
-            gradient = zero._replace(receiver=receiver, edge=edge)
-            for block in _blocks(inputs, ctx.near, ctx.chance, part):
-                block.backward(d_attended[block.rows], gradient)
-            return gradient
+        def work(part: tuple[int, int]) -> tuple[int, Inputs]:
+            near = _reach(ctx.given[0].index[slice(*part)], len(inputs.sender))
+            summed = inputs._replace(sender=inputs.sender[slice(*near)], value=inputs.value[slice(*near)])
+            zero = (zeros(one, *one.shape, dtype=inputs.bias.dtype) for one in (*summed[1:3], *summed[4:]))
+            sender, value, *weights = zero
+            gradient = Inputs(receiver, sender, value, edge, *weights)
+            edges.backward(part, (d_attended, ctx.noted), gradient, near[0])
+            return near[0], gradient
 
-        first, *others = in_parts(work, len(ctx.near.index), inputs.value.device)
-        for other in others:
-            for name in ("sender", "value", "to_edge", "weight", "bias"):
-                getattr(first, name).add_(getattr(other, name))
-        gradient = (summed.to(one.dtype) for summed, one in zip(first, inputs, strict=True))
-        return (*gradient, None, None, None)
-
-
-def _blocks(
-    inputs: Inputs, near: Neighborhood, chance: Chance, part: tuple[int, int], edge_part: Tensor | None = None
-) -> Iterator[_Block | _CompiledBlock]:
-    per_spot, width = near.index.shape[1] * inputs.sender.shape[1], len(inputs.to_edge)
-    numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
-    size = max(1, min(numbers // per_spot, part[1] - part[0]))
-    kind: Callable[..., _Block | _CompiledBlock] = _Block
-    if compiled(inputs.value):
-        # Blocks write into the same memory: the first touch of new memory takes as long as a product.
-        held = empty(inputs.edge, size * per_spot // width, width) if edge_part is None else None
-        kind = partial(_CompiledBlock, held)
-    for start in range(*part, size):
-        yield kind(inputs, near, chance, slice(start, min(start + size, part[1])), edge_part)
+        parts = in_parts(work, len(edge), edge.device)
+        sender, value = (_joined([(start, one[k]) for start, one in parts], inputs[k]) for k in (1, 2))
+        weights = (reduce(torch.add, [one[k] for _, one in parts]) for k in (4, 5, 6))
+        return receiver, sender, value, edge, *weights, None, None, None
 
 
-class _CompiledBlock:
-    """Spots `rows` and all their edges, as `_Block`, with one compiled loop between the products of matrices."""
+def _reach(index: Tensor, n_spots: int) -> tuple[int, int]:
+    """First spot of those in `index` and the last one's successor; of all but on a processor, to wait for nothing."""
+    if index.device.type != "cpu" or not index.numel():
+        return 0, n_spots
+    return int(index.min()), int(index.max()) + 1
 
-    def __init__(
-        self,
-        held: Tensor | None,
-        inputs: Inputs,
-        near: Neighborhood,
-        chance: Chance,
-        rows: slice,
-        edge_part: Tensor | None,
-    ) -> None:
-        self.inputs, self.rows = inputs, rows
-        self.n_heads, n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
-        self.edge, first = inputs.edge[rows], rows.start * n_near
-        if edge_part is None:
-            self.part = edges_in_first_layer(self.edge, inputs.to_edge, held)
-        else:
-            self.part = edge_part[first * self.n_heads : (first + len(self.edge) * n_near) * self.n_heads]
+
+def _joined(parts: list[tuple[int, Tensor]], like: Tensor) -> Tensor:
+    """Sum of rows, each part with the number of its first one, in the shape and type of `like`."""
+    made = empty(like, *like.shape)
+    for start, stop in pairwise(
+        sorted({0, len(like), *(end for first, x in parts for end in (first, first + len(x)))})
+    ):
+        here = [x[start - first : stop - first] for first, x in parts if first <= start and stop <= first + len(x)]
+        made[start:stop] = reduce(torch.add, here) if here else 0
+    return made
+
+
+def _edges_of(inputs: Inputs) -> Any:
+    return _CompiledEdges if compiled(inputs.value) else _PlainEdges
+
+
+class _CompiledEdges:
+    """All spots and their edges, with one compiled loop between the products of matrices of each block."""
+
+    def __init__(self, inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None) -> None:
+        self.inputs, self.edge_part = inputs, edge_part
+        self.n_heads, self.n_near = inputs.sender.shape[1] // len(inputs.to_edge), near.index.shape[1]
+        self.rows_a_spot = self.n_near * self.n_heads
         self.spots = Spots(
-            self._halves(inputs.receiver[rows]),
+            self._halves(inputs.receiver),
             self._halves(inputs.sender),
-            self._halves(self.part.view(*self.edge.shape[:2], -1)),
             self._by_head(inputs.value),
-            self._by_head(self.edge),
-            array(near.index[rows]),
-            array(near.mask[rows]),
+            self._by_head(inputs.edge),
+            array(near.index),
+            array(near.mask),
         )
         constants = [chance.epsilon, 1 / (1 - chance.inside), 1 / (1 - chance.weights)]
-        inside, logits, weights = (choice.compiled() for choice in chance.choices)
-        weight, bias = array(inputs.weight), array(inputs.bias)
-        self.last = ReadOut(weight, bias, np.array(constants, weight.dtype), inside, logits, weights, first)
+        weight, chosen = array(inputs.weight), (choice.compiled() for choice in chance.choices)
+        self.last = ReadOut(weight, array(inputs.bias), np.array(constants, weight.dtype), *chosen)
+
+    def new_notes(self) -> Tensor:
+        """Where `attend` notes what the way back needs, see `kernels.attend`."""
+        return empty(self.inputs.weight, len(self.inputs.edge), self.n_heads, 3, self.n_near)
 
     def _by_head(self, x: Tensor) -> NDArray[Any]:
-        return array(x).reshape(*x.shape[:-1], self.n_heads, -1)
+        return array(x).reshape(*x.shape[:-1], self.n_heads, x.shape[-1] // self.n_heads)
 
     def _halves(self, x: Tensor) -> NDArray[Any]:
-        return array(x).reshape(*x.shape[:-1], self.n_heads, 2, -1)
+        return array(x).reshape(*x.shape[:-1], self.n_heads, 2, len(self.inputs.to_edge) // 2)
 
-    def attend(self, attended: Tensor) -> None:
-        """Write weighted values, then edges into `attended`, (spots, hidden_dim + pairwise_dim)."""
-        kernels().attend(self.spots, self.last, array(attended))
+    def attend(self, part: tuple[int, int], attended: Tensor, noted: Tensor | None) -> None:
+        """Write weighted values, then edges of some spots into `attended`, (n_spots, hidden_dim + pairwise_dim)."""
+        into = array(attended), None if noted is None else array(noted)
+        for rows, part_of_edges in self._blocks(part):
+            kernels().attend(self.spots, self._of_edges(part_of_edges), self.last, rows, *into)
 
-    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
-        """Add what these edges contribute to the gradient of every input."""
-        d_edge, d_part = gradient.edge[self.rows], self.part  # each row is read before its gradient takes its place
+    def _blocks(self, part: tuple[int, int]) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        """First and last spot of each block, and the shares of its edges in the first layer, (edges * H, W)."""
+        width, known = len(self.inputs.to_edge), self.edge_part
+        size = max(1, min(_BLOCK_NUMBERS // (self.rows_a_spot * width), part[1] - part[0]))
+        # Blocks write into the same memory: the first touch of new memory takes as long as a product.
+        held = empty(self.inputs.edge, size * self.rows_a_spot, width) if known is None else None
+        for start in range(*part, size):
+            stop = min(start + size, part[1])
+            if known is None:
+                yield (start, stop), edges_in_first_layer(self.inputs.edge[start:stop], self.inputs.to_edge, held)
+            else:
+                yield (start, stop), known[start * self.rows_a_spot : stop * self.rows_a_spot]
+
+    def _of_edges(self, shares: Tensor) -> NDArray[Any]:
+        n_spots, width = len(shares) // self.rows_a_spot, shares.shape[1]
+        return array(shares).reshape(n_spots, self.n_near, self.n_heads, 2, width // 2)
+
+    def backward(self, part: tuple[int, int], given: tuple[Tensor, Tensor], gradient: Inputs, first: int) -> None:
+        """Add what the edges of some spots contribute to the gradient of every input.
+
+        `given` are the gradient of `attended` and what was noted; `first` is the spot with which the gradient of
+        `sender` and `value` begins.
+        """
         last = self.inputs.weight.new_zeros(self.n_heads, len(self.inputs.weight) + 1)
         into = Gradient(
-            self._halves(gradient.receiver[self.rows]),
+            self._halves(gradient.receiver),
             self._halves(gradient.sender),
-            self._halves(d_part.view(*self.edge.shape[:2], -1)),
             self._by_head(gradient.value),
-            self._by_head(d_edge),
+            self._by_head(gradient.edge),
             array(last),
+            first,
         )
-        kernels().attend_backward(self.spots, self.last, array(d_attended), into)
+        d_attended, noted = map(array, given)
+        to_edge = self.inputs.to_edge.to(gradient.edge.dtype)
+        edge, d_edge = (x.detach().view(-1, to_edge.shape[1]) for x in (self.inputs.edge, gradient.edge))
+        for rows, d_part in self._blocks(part):
+            kernels().attend_backward(self.spots, self._of_edges(d_part), self.last, rows, d_attended, noted, into)
+            of_rows = slice(rows[0] * self.rows_a_spot, rows[1] * self.rows_a_spot)
+            add_product(edge[of_rows].t(), d_part, gradient.to_edge.t())  # sooner than its transpose
+            d_edge[of_rows].addmm_(d_part, to_edge)
         gradient.weight.add_(last[:, :-1].sum(dim=0))
         gradient.bias.add_(last[:, -1].sum())
-        add_product(d_part.t(), self.edge.reshape(len(d_part), -1), gradient.to_edge)
-        d_edge.view(len(d_part), -1).addmm_(d_part, self.inputs.to_edge.to(d_part.dtype))
+
+
+class _PlainEdges:
+    """All spots and their edges, block by block in torch; nothing is kept for the way back."""
+
+    def __init__(self, inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None) -> None:
+        self.given = inputs, near, chance, edge_part
+
+    def new_notes(self) -> None:
+        """Nothing."""
+
+    def _blocks(self, part: tuple[int, int]) -> Iterator[tuple[slice, _Block]]:
+        inputs, near, *_ = self.given
+        numbers = _BLOCK_NUMBERS if inputs.value.device.type == "cpu" else _BLOCK_NUMBERS_GPU
+        size = max(1, numbers // (near.index.shape[1] * inputs.sender.shape[1]))
+        for start in range(*part, size):
+            rows = slice(start, min(start + size, part[1]))
+            yield rows, _Block(*self.given, rows)
+
+    def attend(self, part: tuple[int, int], attended: Tensor, noted: None) -> None:
+        """As `_CompiledEdges.attend`."""
+        for rows, block in self._blocks(part):
+            block.attend(attended[rows])
+
+    def backward(self, part: tuple[int, int], given: tuple[Tensor, None], gradient: Inputs, first: int) -> None:
+        """As `_CompiledEdges.backward`."""
+        for rows, block in self._blocks(part):
+            block.backward(given[0][rows], gradient, first)
 
 
 class _Block:
     """Spots `rows` and all their edges, from logits to weights."""
 
     def __init__(
-        self, inputs: Inputs, near: Neighborhood, chance: Chance, rows: slice, edge_part: Tensor | None
+        self, inputs: Inputs, near: Neighborhood, chance: Chance, edge_part: Tensor | None, rows: slice
     ) -> None:
         self.inputs, self.chance, self.rows = inputs, chance, rows
         self.senders, self.mask = near.index[rows].flatten(), near.mask[rows]
@@ -320,24 +375,24 @@ class _Block:
         parts = [self.weight[..., None] * part for part in (self._values(), self.edge)]
         attended.copy_(torch.cat([part.sum(dim=1).flatten(1) for part in parts], dim=1))
 
-    def backward(self, d_attended: Tensor, gradient: Inputs) -> None:
-        """Add what these edges contribute to the gradient of every input."""
+    def backward(self, d_attended: Tensor, gradient: Inputs, first: int) -> None:
+        """As `_PlainEdges.backward`, of these edges."""
         n_hidden = self.inputs.value.shape[1]
         d_value, d_edge = (
             part.reshape(len(part), 1, self.n_heads, -1) for part in widened(d_attended).tensor_split([n_hidden], dim=1)
         )
         d_weight = (d_value * self._values()).sum(dim=-1) + (d_edge * self.edge).sum(dim=-1)
         weight = self.weight[..., None]
-        gradient.value.index_add_(0, self.senders, (weight * d_value).view(-1, n_hidden))
+        gradient.value.index_add_(0, self.senders - first, (weight * d_value).view(-1, n_hidden))
         gradient.edge[self.rows] = (weight * d_edge).flatten(2)
-        self._backward_of_logits(self._d_logits(d_weight), gradient)
+        self._backward_of_logits(self._d_logits(d_weight), gradient, first)
 
     def _d_logits(self, d_weight: Tensor) -> Tensor:
         d_softmax = d_weight * self.keep_weights
         d_logits = self.softmax * (d_softmax - (self.softmax * d_softmax).sum(dim=1, keepdim=True))
         return (d_logits * self.keep_logits).flatten()
 
-    def _backward_of_logits(self, d_logits: Tensor, gradient: Inputs) -> None:
+    def _backward_of_logits(self, d_logits: Tensor, gradient: Inputs, first: int) -> None:
         """The formula of the module, with ``slope = r g`` and ``bend = -r² L g / D``."""
         x, weight = self.gated.x, self.inputs.weight
         slope = d_logits * self.inverse
@@ -351,4 +406,4 @@ class _Block:
         gradient.edge[self.rows] += (d_packed @ self.inputs.to_edge).view(*self.mask.shape, -1)
         d_packed = d_packed.view(*self.mask.shape, -1)
         gradient.receiver[self.rows] = d_packed.sum(dim=1)
-        gradient.sender.index_add_(0, self.senders, d_packed.flatten(0, 1))
+        gradient.sender.index_add_(0, self.senders - first, d_packed.flatten(0, 1))

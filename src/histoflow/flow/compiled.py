@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from copy import copy
 from functools import cache
@@ -45,22 +46,39 @@ def empty(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor
     On a processor in pages as large as the system has, which numpy asks for and torch does not: the first touch of each
     page takes longer than what is done with a small one.
     """
-    dtype = dtype or like.dtype
+    return _made(np.empty, torch.empty, like, shape, dtype or like.dtype)
+
+
+def zeros(like: Tensor, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+    """As `empty`, all zero."""
+    return _made(np.zeros, torch.zeros, like, shape, dtype or like.dtype)
+
+
+def _made(
+    of_bytes: Callable[..., Any],
+    elsewhere: Callable[..., Tensor],
+    like: Tensor,
+    shape: Sequence[int],
+    dtype: torch.dtype,
+) -> Tensor:
     if like.device.type != "cpu":
-        return like.new_empty(shape, dtype=dtype)
+        return elsewhere(shape, dtype=dtype, device=like.device)
     n_bytes = math.prod(shape) * dtype.itemsize
-    held = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    held = of_bytes(n_bytes + _ALIGNMENT, np.uint8)
     start = -held.ctypes.data % _ALIGNMENT
     return torch.from_numpy(held[start : start + n_bytes]).view(dtype).view(shape)
 
 
-def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: torch.device) -> list[Result]:
+def in_parts(
+    work: Callable[[tuple[int, int]], Result], n_items: int, device: torch.device, least: int = 1
+) -> list[Result]:
     """What `work` makes of the (start, stop) of each part of a range, in order; parts are handled side by side.
 
-    There are as many as torch has threads for a processor, and one elsewhere. In its thread a part has torch to itself
-    without further threads: those would wait for work at full speed, in the way of the others.
+    There are as many as torch has threads for a processor, if each has at least so many items, and one elsewhere. In
+    its thread a part has torch to itself without further threads: those would wait for work at full speed, in the way
+    of the others.
     """
-    n_parts = min(torch.get_num_threads(), n_items) if device.type == "cpu" else 1
+    n_parts = min(torch.get_num_threads(), n_items // least) if device.type == "cpu" else 1
     if n_parts < 2:
         return [work((0, n_items))]
     ends, inference = [n_items * part // n_parts for part in range(n_parts + 1)], torch.is_inference_mode_enabled()
@@ -71,10 +89,22 @@ def in_parts(work: Callable[[tuple[int, int]], Result], n_items: int, device: to
             return work(part)
 
     first, *others = pairwise(ends)
-    with threads_of_torch(n_parts - 1) as pool:
+    beside = [_threads(n_parts - 1).submit(one, part) for part in others]
+    try:
         torch.set_num_threads(1)
-        beside = pool.map(one, others)
-        return [one(first), *beside]
+        return [one(first), *(other.result() for other in beside)]
+    finally:
+        wait(beside)
+        torch.set_num_threads(n_parts)
+
+
+@cache
+def _threads(n_threads: int) -> ThreadPoolExecutor:
+    """Threads that stay, as those of torch do: to start them takes longer than many a part."""
+    return ThreadPoolExecutor(n_threads, "histoflow", torch.set_num_threads, (1,))
+
+
+os.register_at_fork(after_in_child=_threads.cache_clear)
 
 
 @contextmanager

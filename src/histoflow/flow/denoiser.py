@@ -320,7 +320,7 @@ class DenoiserLayer(nn.Module):
         query, key, value = (part.contiguous() for part in apart)
         _, to_key, _, to_difference = self.first_layer()
         shared = linear(expression, to_difference)
-        sender = by_head(linear(key, to_key), shared, 1).flatten(1)
+        sender = by_head(linear(key.flatten(0, 1), to_key), shared, 1)
         return _Shares(query, shared, sender, value.flatten(1))
 
     def _shares_by_blocks(self, token: Tensor, expression: Tensor) -> _Shares:
@@ -341,9 +341,10 @@ class DenoiserLayer(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """New tokens and estimates of the spots of a block."""
         to_query, _, to_edge, _ = self.first_layer()
-        receiver = by_head(linear(shares.query, to_query, self.attention.fc1.bias), shares.shared, -1)
+        own = shares.shared - self.attention.fc1.bias.to(shares.shared.dtype)
+        receiver = by_head(linear(shares.query.flatten(0, 1), to_query), own, -1)
         weight, bias = self.attention.read_out()
-        inputs = Inputs(receiver.flatten(1), shares.sender, shares.value, edge, to_edge, weight[0], bias)
+        inputs = Inputs(receiver, shares.sender, shares.value, edge, to_edge, weight[0], bias)
         token = token + self.out(attend(inputs, near, self._chance(), edge_part))
         token = token + self.feed_forward(token)
         return token, self.genes(token).to(token.dtype)

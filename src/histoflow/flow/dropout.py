@@ -1,16 +1,20 @@
 """Dropout whose choice is a function of a key and of a number's place: what was dropped need not be remembered.
 
 The random word of place ``n`` is a mix of ``factor * n + offset`` modulo 2**32, by the finaliser of Wellons
-(hash-prospector, "lowbias32"); factor, which is odd, and offset come from the key. So the choice is the same on every
+(hash-prospector, "lowbias32") without its last shift, which only changes the lower half of a word; factor, which is
+odd, and offset come from the key. So the choice is the same on every
 device, for every number of threads and whichever way an array is cut into blocks.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from histoflow.flow.compiled import array, compiled, in_parts, kernels
@@ -49,7 +53,11 @@ class Choice(NamedTuple):
         x = x.mul_(_wrapped(self.factor)).add_(_wrapped(self.offset))
         x = x.bitwise_xor_(_shifted(x, 16)).mul_(0x7FEB352D)
         x = x.bitwise_xor_(_shifted(x, 15)).mul_(_wrapped(0x846CA68B))
-        return x.bitwise_xor_(_shifted(x, 16)).bitwise_xor_(-(2**31)).view(shape)
+        return x.bitwise_xor_(-(2**31)).view(shape)
+
+
+_LEAST = 1 << 20
+"""Numbers that are worth a thread."""
 
 
 class Dropout(nn.Module):
@@ -102,30 +110,50 @@ def scaled(x: Tensor, choice: Choice, factor: float) -> Tensor:
     """What is kept of `x` times `factor`, the rest zero."""
     if not compiled(x):
         return x * choice.kept(tuple(x.shape), 0, x.device) * factor
-    made = x.clone(memory_format=torch.contiguous_format)
-    flat = array(made).reshape(-1)
-    by = np.full(1, factor, type_of_sums(x))
-    chosen = choice.compiled()
-    in_parts(lambda part: kernels().scale(flat[slice(*part)], chosen, by, part[0]), len(flat), x.device)
+    made = torch.empty_like(x, memory_format=torch.contiguous_format)
+    flat, into = array(x).reshape(-1), array(made).reshape(-1)
+    chosen, by = choice.compiled(), np.full(1, factor, type_of_sums(x))
+
+    def work(part: tuple[int, int]) -> None:
+        kernels().scale(flat[slice(*part)], chosen, by, part[0], into[slice(*part)])
+
+    in_parts(work, len(flat), x.device, _LEAST)
     return made
 
 
-def scale_by_frames_(x: Tensor, choice: Choice, rate: float, first: int) -> Tensor:
-    """Multiply each number with the share of four frames that keep it, over ``1 - rate``, in place.
+@dataclass(frozen=True)
+class FramesDropout:
+    """Dropout of each of four frames' results, before the mean over frames, where those results are equal.
 
-    Dropout of each frame's result, before the mean over frames, does this where the results are equal.
+    Each number is multiplied with the share of frames that keep it, over ``1 - rate``.
     """
-    keep = 1 - rate
-    shares = [rate**4, 4 * keep * rate**3, 6 * keep**2 * rate**2, 4 * keep**3 * rate]
-    below = np.minimum(np.cumsum(shares) * 2**32, 2**32 - 1).astype(np.uint32)
-    if not compiled(x):
-        words = choice.words(tuple(x.shape), first, x.device)
-        count = torch.stack([words >= _signed(int(one)) for one in below]).sum(dim=0)
-        return x.mul_(count.to(widened(x[:0]).dtype) / (4 * keep))
-    flat, factor = array(x).reshape(-1), np.full(1, 1 / (4 * keep), type_of_sums(x))
-    chosen = choice.compiled()
-    kernels().scale_by_frames(flat, chosen, below, factor, first)
-    return x
+
+    choice: Choice
+    rate: float
+
+    @cached_property
+    def below(self) -> NDArray[np.uint32]:
+        """Thresholds, (4,): as many frames keep a number as its random word reaches."""
+        keep, rate = 1 - self.rate, self.rate
+        shares = [rate**4, 4 * keep * rate**3, 6 * keep**2 * rate**2, 4 * keep**3 * rate]
+        below: NDArray[np.uint32] = np.minimum(np.cumsum(shares) * 2**32, 2**32 - 1).astype(np.uint32)
+        return below
+
+    def scale(self, x: Tensor, bias: Tensor, first: int, made: Tensor, total: Tensor) -> None:
+        """Write rows of `x`, (n, width), with a bias, scaled, into `made`, and add them to `total`.
+
+        `first` is the place of the first number; `bias` and `total` have shape (width,).
+        """
+        if compiled(x):
+            factor = np.full(1, 1 / (4 * (1 - self.rate)), type_of_sums(x))
+            chosen, rest = Chosen(*self.choice), (array(made), array(total))
+            kernels().scale_by_frames(array(x), array(bias), chosen, self.below, factor, first, *rest)
+            return
+        words = self.choice.words(tuple(x.shape), first, x.device)
+        count = torch.stack([words >= _signed(int(one)) for one in self.below]).sum(dim=0)
+        scaled = (widened(x) + bias) * (count.to(bias.dtype) / (4 * (1 - self.rate)))
+        made.copy_(scaled)
+        total.add_(scaled.sum(dim=0))
 
 
 def _wrapped(word: int) -> int:

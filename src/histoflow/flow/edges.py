@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
-from histoflow.flow.dropout import Choice, scale_by_frames_
+from histoflow.flow.dropout import Choice, FramesDropout
 from histoflow.flow.gated import Gated, GatedMLP, normal_backward
 from histoflow.flow.geometry import EdgeGeometry
 from histoflow.flow.operands import Edges
@@ -110,6 +110,7 @@ class _Block(ABC):
 
     def __init__(self, weights: _Weights, geometry: EdgeGeometry, how: _How, rows: slice) -> None:
         self.weights, self.how, self.rows = weights, how, rows
+        self.whole = geometry
         self.geometry = EdgeGeometry(*(part[rows] for part in geometry))
 
     @abstractmethod
@@ -123,19 +124,25 @@ class _Block(ABC):
     def embed(self, embedded: Tensor) -> None:
         """Write the mean over frames into `embedded`, (n_edges, n_out)."""
         mean = self.mean()
-        last, bias = (one.to(mean.dtype) for one in (self.weights.last, self.weights.bias))
-        self._dropped_(torch.addmm(bias, mean, last.t(), out=embedded))
+        result = mean @ self.weights.last.to(mean.dtype).t()
+        if self.how.rate:
+            self._drop(result, self.weights.bias, embedded, torch.zeros_like(self.weights.bias))
+        else:
+            torch.add(result, self.weights.bias, out=embedded)
 
     def backward(self, d_embedded: Tensor, gradient: _Weights) -> None:
         """Add what these edges contribute to the gradient of every weight."""
-        d_result = self._dropped_(d_embedded.clone(memory_format=torch.contiguous_format))
-        gradient.bias.add_(d_result.sum(dim=0))
+        if self.how.rate:
+            d_result = torch.empty_like(d_embedded, memory_format=torch.contiguous_format)
+            self._drop(d_embedded, torch.zeros_like(gradient.bias), d_result, gradient.bias)
+        else:
+            d_result = d_embedded
+            gradient.bias.add_(widened(d_result).sum(dim=0))
         mean = self.mean_backward(d_result @ self.weights.last.to(d_result.dtype), gradient.first)
         add_product(d_result.t(), mean, gradient.last)
 
-    def _dropped_(self, result: Tensor) -> Tensor:
-        rate, first = self.how.rate, self.rows.start * result.shape[1]
-        return scale_by_frames_(result, self.how.result, rate, first) if rate else result
+    def _drop(self, x: Tensor, bias: Tensor, made: Tensor, total: Tensor) -> None:
+        FramesDropout(self.how.result, self.how.rate).scale(x, bias, self.rows.start * x.shape[1], made, total)
 
 
 class _CompiledBlock(_Block):
@@ -143,13 +150,13 @@ class _CompiledBlock(_Block):
 
     def mean(self) -> Tensor:
         mean = self._new_mean()
-        kernels().embed(self._edges(), self.rows.start, array(mean))
+        kernels().embed(self._edges(), (self.rows.start, self.rows.stop), array(mean))
         return mean
 
     def mean_backward(self, d_mean: Tensor, d_first: Tensor) -> Tensor:
         mean = self._new_mean()
         into = array(d_first).reshape(4, 2, -1)
-        kernels().embed_backward(self._edges(), self.rows.start, array(d_mean), array(mean), into)
+        kernels().embed_backward(self._edges(), (self.rows.start, self.rows.stop), array(d_mean), array(mean), into)
         return mean
 
     def _new_mean(self) -> Tensor:
@@ -159,7 +166,7 @@ class _CompiledBlock(_Block):
     def _edges(self) -> Edges:
         weight = array(self.weights.first).reshape(4, 2, -1)
         constants = np.full(1, self.how.epsilon, weight.dtype)
-        projection, distance = (array(one) for one in self.geometry)
+        projection, distance = (array(one) for one in self.whole)
         return Edges(projection, distance, weight, self.how.inside.compiled(), constants)
 
 

@@ -27,9 +27,9 @@ class GatedMLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (…, n_in) to (…, n_out)."""
-        packed = self.fc1(x)
+        packed = linear(x, self.fc1.weight)  # the bias is added where it is read
         choice = Choice.of(self.dropout.rate, self.dropout.new_key())
-        normal = _Normalize.apply(packed, choice, self.epsilon)  # type: ignore[no-untyped-call]
+        normal = _Normalize.apply(packed, self.fc1.bias, choice, self.epsilon)  # type: ignore[no-untyped-call]
         result: Tensor = self.dropout(linear(normal, *self.read_out()))
         return result
 
@@ -45,52 +45,69 @@ class GatedMLP(nn.Module):
 
 
 class _Normalize(torch.autograd.Function):
-    """Gated rows, dropped and normalised, in one pass each way; only what was gated is kept in between."""
+    """Gated rows with a bias, dropped and normalised, in one pass each way; only what was gated is kept in between."""
 
     @staticmethod
-    def forward(ctx: Any, packed: Tensor, choice: Choice, epsilon: float) -> Tensor:
-        ctx.save_for_backward(packed)
+    def forward(ctx: Any, packed: Tensor, bias: Tensor, choice: Choice, epsilon: float) -> Tensor:
+        ctx.save_for_backward(packed, bias)
         ctx.choice, ctx.epsilon = choice, epsilon
         rows = packed.reshape(-1, packed.shape[-1])
-        normal = _normalized(rows, choice, epsilon) if compiled(rows) else _of(rows, choice).normal(epsilon)[0]
+        find = _normalized if compiled(rows) else _plain
+        normal = find(rows, bias, choice, epsilon)
         return normal.view(*packed.shape[:-1], -1).to(packed.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_normal: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,) = ctx.saved_tensors
+        packed, bias = ctx.saved_tensors
         rows, d_rows = packed.reshape(-1, packed.shape[-1]), d_normal.reshape(-1, d_normal.shape[-1])
-        if compiled(rows):
-            d_packed = _normalized_backward(rows, d_rows, ctx.choice, ctx.epsilon)
-        else:
-            gated = _of(rows.clone(), ctx.choice)
-            d_packed = gated.backward_(normal_backward(widened(d_rows.clone()), *gated.normal(ctx.epsilon)))
-        return d_packed.view(packed.shape).to(packed.dtype), None, None
+        find = _normalized_backward if compiled(rows) else _plain_backward
+        d_packed, d_bias = find(rows, bias, d_rows, ctx.choice, ctx.epsilon)
+        return d_packed.view(packed.shape).to(packed.dtype), d_bias, None, None
 
 
-def _normalized(rows: Tensor, choice: Choice, epsilon: float) -> Tensor:
+def _plain(rows: Tensor, bias: Tensor, choice: Choice, epsilon: float) -> Tensor:
+    return _of(rows, bias, choice).normal(epsilon)[0]
+
+
+def _plain_backward(
+    rows: Tensor, bias: Tensor, d_normal: Tensor, choice: Choice, epsilon: float
+) -> tuple[Tensor, Tensor]:
+    gated = _of(rows, bias, choice)
+    d_packed = gated.backward_(normal_backward(widened(d_normal.clone()), *gated.normal(epsilon)))
+    return d_packed, d_packed.sum(dim=0)
+
+
+def _normalized(rows: Tensor, bias: Tensor, choice: Choice, epsilon: float) -> Tensor:
     normal = rows.new_empty(len(rows), rows.shape[1] // 2)
-    packed, into = _halves(rows), array(normal)
-    given = choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
-    in_parts(lambda part: kernels().normalize(packed, *given, part, into), len(rows), rows.device)
+    given = _halves(rows), _halves(bias[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
+    into = array(normal)
+    in_parts(lambda part: kernels().normalize(*given, part, into), len(rows), rows.device)
     return normal
 
 
-def _normalized_backward(rows: Tensor, d_normal: Tensor, choice: Choice, epsilon: float) -> Tensor:
+def _normalized_backward(
+    rows: Tensor, bias: Tensor, d_normal: Tensor, choice: Choice, epsilon: float
+) -> tuple[Tensor, Tensor]:
     d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    packed, wanted, into = _halves(rows), array(d_normal), _halves(d_packed)
-    given = choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
-    in_parts(lambda part: kernels().normalize_backward(packed, *given, part, wanted, into), len(rows), rows.device)
-    return d_packed
+    given = _halves(rows), _halves(bias[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
+    wanted, into = array(d_normal), _halves(d_packed)
+
+    def work(part: tuple[int, int]) -> Tensor:
+        d_bias = torch.zeros_like(bias)
+        kernels().normalize_backward(*given, part, wanted, into, array(d_bias).reshape(2, -1))
+        return d_bias
+
+    return d_packed, torch.stack(in_parts(work, len(rows), rows.device)).sum(dim=0)
 
 
 def _halves(rows: Tensor) -> Any:
     return array(rows).reshape(len(rows), 2, -1)
 
 
-def _of(rows: Tensor, choice: Choice) -> Gated:
+def _of(rows: Tensor, bias: Tensor, choice: Choice) -> Gated:
     kept = choice.kept((len(rows), rows.shape[1] // 2), 0, rows.device)
-    return Gated.of(widened(rows), kept)
+    return Gated.of(widened(rows) + bias, kept)
 
 
 def normal_backward(d_normal: Tensor, normal: Tensor, inverse: Tensor) -> Tensor:

@@ -21,14 +21,12 @@ class Chosen(NamedTuple):
 
 
 class Spots(NamedTuple):
-    """What enters attention for a block of n spots with K neighbours each, of M spots in all, in H heads of width W.
+    """What enters attention of n spots with K neighbours each, of M spots in all, in H heads of width W.
 
     Attributes
     ----------
     receiver, sender
         Shares of spots in the first layer, shapes (n, H, 2, W / 2) and (M, H, 2, W / 2).
-    part
-        Shares of edges in it, shape (n, K, H, 2, W / 2).
     value, edge
         What is averaged, shapes (M, H, …) and (n, K, H, …).
     near, mask
@@ -37,7 +35,6 @@ class Spots(NamedTuple):
 
     receiver: Array
     sender: Array
-    part: Array
     value: Array
     edge: Array
     near: Array
@@ -55,8 +52,6 @@ class ReadOut(NamedTuple):
         Epsilon of the norm, and what logits and weights that are kept are multiplied with, shape (3,).
     inside, logits, weights
         What is kept of gated rows, of logits and of weights of neighbours.
-    first
-        Number of the first edge of the block among all.
     """
 
     weight: Array
@@ -65,7 +60,6 @@ class ReadOut(NamedTuple):
     inside: Chosen | None
     logits: Chosen | None
     weights: Chosen | None
-    first: int
 
 
 class Edges(NamedTuple):
@@ -95,15 +89,17 @@ class Gradient(NamedTuple):
 
     Attributes
     ----------
-    receiver, sender, part, value, edge
+    receiver, sender, value, edge
         As in `Spots`.
     last
         Weights of the last layer, then its bias, for every head, shape (H, W / 2 + 1).
+    first
+        Spot with which `sender` and `value` begin.
     """
 
     receiver: Array
     sender: Array
-    part: Array
     value: Array
     edge: Array
     last: Array
+    first: int
