@@ -23,7 +23,8 @@ def test_compiled_passes_and_torch_agree_under_dropout(dtype, within, places, co
     given, graph, chance = Inputs(*(one.detach().to(dtype).requires_grad_() for one in inputs())), near(), CHANCE
     xy, mlp = places["jittered"], GatedMLP(4, 8, 3, 0.3).to(dtype)
     geometry, embed = edge_geometry(xy, *connect(xy), dtype=dtype), EdgeEmbedding(16, 0.3).to(dtype)
-    weights = [*given, *embed.parameters(), *mlp.parameters()]
+    onto = torch.linspace(-1, 1, 21, dtype=dtype).view(7, 3).requires_grad_()
+    weights = [*given, *embed.parameters(), *mlp.parameters(), onto]
     told = []
     for without in (False, True):
         if without:
@@ -31,7 +32,8 @@ def test_compiled_passes_and_torch_agree_under_dropout(dtype, within, places, co
                 monkeypatch.setattr(f"histoflow.flow.{module}.compiled", lambda x: False)
         with torch.random.fork_rng():
             torch.manual_seed(1)
-            found = attend(given, graph, chance), embed(*geometry), mlp(torch.ones(7, 4, dtype=dtype).cumsum(dim=0))
+            rows_of_four = torch.ones(7, 4, dtype=dtype).cumsum(dim=0)
+            found = attend(given, graph, chance), embed(*geometry), mlp(rows_of_four), mlp(rows_of_four, onto)
         there = sum((one * torch.linspace(-1, 1, one.numel(), dtype=dtype).view(one.shape)).sum() for one in found)
         told.append([*found, *torch.autograd.grad(there, weights)])
     for compiled, plain in zip(*told, strict=True):
@@ -45,7 +47,8 @@ def test_rows_in_bfloat16_change_results_and_gradients_by_their_rounding_alone(l
     with torch.random.fork_rng():
         torch.manual_seed(2)
         embed, mlp = EdgeEmbedding(16, 0.3), GatedMLP(4, 64, 3, 0.3)
-    weights = [*given, *embed.parameters(), *mlp.parameters()]
+    onto = torch.linspace(-1, 1, 21).view(7, 3).requires_grad_()
+    weights = [*given, *embed.parameters(), *mlp.parameters(), onto]
     for dtype in (torch.float32, torch.bfloat16):
         if dtype == torch.bfloat16 and not loops:
             for module in MODULES:
@@ -53,7 +56,10 @@ def test_rows_in_bfloat16_change_results_and_gradients_by_their_rounding_alone(l
         with torch.random.fork_rng(), torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
             torch.manual_seed(1)
             found = attend(given, near(), CHANCE), embed(*geometry), mlp(torch.ones(7, 4).cumsum(dim=0))
+            added = mlp(torch.ones(7, 4).cumsum(dim=0), onto)
         assert {one.dtype for one in found} == {dtype}
+        assert added.dtype == torch.float32
+        found = *found, added
         there = sum((one * torch.linspace(-1, 1, one.numel()).view(one.shape)).sum() for one in found)
         told.append([*found, *torch.autograd.grad(there, weights)])
     unlike = 0
@@ -75,6 +81,8 @@ def test_the_exponential_of_vectors_is_that_of_the_library():
     x = np.linspace(-86, 86, 4001, dtype=np.float32)
     found = np.array([rows._exp_single(one) for one in x], dtype=np.float64)
     np.testing.assert_allclose(found, np.exp(x.astype(np.float64)), rtol=2e-7)
+    opened = np.array([rows._sigmoid_single(one) for one in x], dtype=np.float64)
+    np.testing.assert_allclose(opened, 1 / (1 + np.exp(-x.astype(np.float64))), rtol=3e-7, atol=2e-35)
 
 
 @pytest.mark.parametrize("n_threads", [1, 3])

@@ -78,7 +78,8 @@ def in_parts(
     its thread a part has torch to itself without further threads: those would wait for work at full speed, in the way
     of the others.
     """
-    n_parts = min(torch.get_num_threads(), n_items // least) if device.type == "cpu" else 1
+    n_threads = torch.get_num_threads()
+    n_parts = min(n_threads, n_items // least) if device.type == "cpu" else 1
     if n_parts < 2:
         return [work((0, n_items))]
     ends, inference = [n_items * part // n_parts for part in range(n_parts + 1)], torch.is_inference_mode_enabled()
@@ -95,7 +96,7 @@ def in_parts(
         return [one(first), *(other.result() for other in beside)]
     finally:
         wait(beside)
-        torch.set_num_threads(n_parts)
+        torch.set_num_threads(n_threads)  # of threads to come: those that stay keep to one
 
 
 @cache

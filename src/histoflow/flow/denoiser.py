@@ -345,8 +345,8 @@ class DenoiserLayer(nn.Module):
         receiver = by_head(linear(shares.query.flatten(0, 1), to_query), own, -1)
         weight, bias = self.attention.read_out()
         inputs = Inputs(receiver, shares.sender, shares.value, edge, to_edge, weight[0], bias)
-        token = token + self.out(attend(inputs, near, self._chance(), edge_part))
-        token = token + self.feed_forward(token)
+        token = self.out(attend(inputs, near, self._chance(), edge_part), token)
+        token = self.feed_forward(token, token)
         return token, self.genes(token).to(token.dtype)
 
     def _chance(self) -> Chance:

@@ -56,7 +56,7 @@ class Choice(NamedTuple):
         return x.bitwise_xor_(-(2**31)).view(shape)
 
 
-_LEAST = 1 << 20
+_LEAST = 1 << 18
 """Numbers that are worth a thread."""
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-from histoflow.flow.compiled import array, compiled, in_parts, kernels
+from histoflow.flow.compiled import array, compiled, empty, in_parts, kernels
 from histoflow.flow.dropout import Choice, Dropout
 from histoflow.flow.precision import type_of_sums, widened
 
@@ -25,13 +25,18 @@ class GatedMLP(nn.Module):
         self.fc2 = nn.Linear(width // 2, n_out)
         self.dropout = Dropout(dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (…, n_in) to (…, n_out)."""
+    def forward(self, x: Tensor, onto: Tensor | None = None) -> Tensor:
+        """Map (…, n_in) to (…, n_out); added to `onto`, (n_rows, n_out), if that is given."""
         packed = linear(x, self.fc1.weight)  # the bias is added where it is read
         choice = Choice.of(self.dropout.rate, self.dropout.new_key())
         normal = _Normalize.apply(packed, self.fc1.bias, choice, self.epsilon)  # type: ignore[no-untyped-call]
-        result: Tensor = self.dropout(linear(normal, *self.read_out()))
-        return result
+        weight, bias = self.read_out()
+        if onto is None:
+            result: Tensor = self.dropout(linear(normal, weight, bias))
+            return result
+        dropped = self.dropout.rate, Choice.of(self.dropout.rate, self.dropout.new_key())
+        added: Tensor = _AddDropped.apply(linear(normal, weight), bias, onto, *dropped)  # type: ignore[no-untyped-call]
+        return added
 
     def read_out(self) -> tuple[Tensor, Tensor]:
         """Weight (n_out, width // 2) and bias (n_out,) of `fc2` with the scale and shift of the norm taken in."""
@@ -99,6 +104,39 @@ def _normalized_backward(
         return d_bias
 
     return d_packed, torch.stack(in_parts(work, len(rows), rows.device)).sum(dim=0)
+
+
+class _AddDropped(torch.autograd.Function):
+    """Rows with a bias, dropped, added to others, (n_rows, width), in one pass each way."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bias: Tensor, onto: Tensor, rate: float, choice: Choice) -> Tensor:
+        ctx.like, ctx.choice, ctx.factor = x[:0], choice, 1 / (1 - rate)
+        if not compiled(x):
+            dropped: Tensor = (widened(x) + bias) * choice.kept(tuple(x.shape), 0, x.device) * ctx.factor
+            return onto + dropped
+        made = empty(onto, *onto.shape)
+        given = array(x), array(bias), choice.compiled(), np.full(1, ctx.factor, type_of_sums(x))
+        into = array(onto), array(made)
+        in_parts(lambda part: kernels().add_dropped(*given, part, *into), len(x), x.device)
+        return made
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, d_made: Tensor) -> tuple[Tensor | None, ...]:
+        if not compiled(d_made):
+            d_x = d_made * ctx.choice.kept(tuple(d_made.shape), 0, d_made.device) * ctx.factor
+            return d_x.to(ctx.like.dtype), d_x.sum(dim=0), d_made, None, None
+        d_x = empty(ctx.like, *d_made.shape)
+        given = array(d_made), ctx.choice.compiled(), np.full(1, ctx.factor, type_of_sums(d_made))
+        into = array(d_x)
+
+        def work(part: tuple[int, int]) -> Tensor:
+            total = d_made.new_zeros(d_made.shape[1])
+            kernels().add_dropped_backward(*given, part, into, array(total))
+            return total
+
+        return d_x, torch.stack(in_parts(work, len(d_made), d_made.device)).sum(dim=0), d_made, None, None
 
 
 def _halves(rows: Tensor) -> Any:

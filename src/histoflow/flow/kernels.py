@@ -9,13 +9,16 @@ from __future__ import annotations
 import numpy as np
 
 from histoflow.flow.jit import compile_at_first_call
-from histoflow.flow.numbers import borrowed, in_wide_vectors
+from histoflow.flow.numbers import advanced, borrowed, in_wide_vectors
 from histoflow.flow.operands import Array, Chosen, Edges, Gradient, ReadOut, Spots
 from histoflow.flow.rows import (
+    add_dropped_row,
     add_normal,
     add_scaled,
+    by_row,
     clear,
     dot,
+    drop_backward,
     first_layer,
     frame_backward,
     frames_backward,
@@ -31,6 +34,7 @@ from histoflow.flow.rows import (
     set_scaled,
     softmax_backward,
     softmax_of,
+    start_of,
     wide,
     word,
 )
@@ -53,17 +57,20 @@ def attend(
     softmax, factor = np.empty(n_near, real), np.empty(n_near, real)
     n_value, n_edge = value.shape[2], edge.shape[3]
     of_value, of_edge = np.empty(n_value, real), np.empty(n_edge, real)
+    kept, own_0, own_1 = by_row(inside, width), np.empty(width, real), np.empty(width, real)
     for i in range(rows[0], rows[1]):
         for h in range(n_heads):
-            place = np.uint32(i * n_near * n_heads + h)
+            place = i * n_near * n_heads + h
+            set_scaled(receiver[i, h, 0], real(1), own_0)
+            set_scaled(receiver[i, h, 1], real(1), own_1)
             keep(logits, constants[1], place, n_heads, factor)
             for k in range(n_near):
                 mean, inverse, logit[k] = real(0), real(0), 0
                 if factor[k] != 0:  # else the logit is zero, whatever the row is
-                    row = np.uint32(place + np.uint32(k * n_heads)) * np.uint32(width)
-                    own, shared, other = receiver[i, h], sender[near[i, k], h], part[i - rows[0], k, h]
-                    openings, values = (own[0], shared[0], other[0]), (own[1], shared[1], other[1])
-                    mean, inverse, along = gate_along(openings, values, weight, inside, row, constants[0])
+                    start = start_of(kept, place + k * n_heads, width)
+                    shared, other = sender[near[i, k], h], part[i - rows[0], k, h]
+                    openings, values = (own_0, shared[0], other[0]), (own_1, shared[1], other[1])
+                    mean, inverse, along = gate_along(openings, values, weight, kept, start, constants[0])
                     logit[k] = (along - mean * weight_sum) * inverse + bias[0]
                 if noted is not None:
                     noted[i, h, 0, k], noted[i, h, 1, k], noted[i, h, 2, k] = mean, inverse, logit[k]
@@ -92,10 +99,10 @@ def attend_backward(
     softmax, d_logit = np.empty(n_near, real), np.empty(n_near, real)
     of_logits, of_weights = np.empty(n_near, real), np.empty(n_near, real)
     of_value, of_edge, received = np.empty(n_value, real), np.empty(n_edge, real), np.empty((2, width), real)
-    centred = weight - weight.sum() / real(width)
+    centred, kept, own = weight - weight.sum() / real(width), by_row(inside, width), np.empty((2, width), real)
     for i in range(rows[0], rows[1]):
         for h in range(n_heads):
-            place = np.uint32(i * n_near * n_heads + h)
+            place = i * n_near * n_heads + h
             mean, inverse, logit = noted[i, h, 0], noted[i, h, 1], noted[i, h, 2]
             keep(logits, constants[1], place, n_heads, of_logits)
             keep(weights, constants[2], place, n_heads, of_weights)
@@ -109,6 +116,8 @@ def attend_backward(
                 set_scaled(of_edge, share, d_edge[i, k, h])
             softmax_backward(softmax, of_logits, d_logit)
             received[:] = 0
+            for half in range(2):
+                set_scaled(receiver[i, h, half], real(1), own[half])
             for k in range(n_near):
                 if of_logits[k] == 0:
                     part[i - rows[0], k, h] = 0
@@ -116,14 +125,13 @@ def attend_backward(
                 slope = d_logit[k] * inverse[k]
                 given = slope, -slope * inverse[k] * (logit[k] - bias[0]) / real(width), mean[k]
                 d_last[h, width] += d_logit[k]
-                row = np.uint32(place + np.uint32(k * n_heads)) * np.uint32(width)
                 row_backward(
-                    receiver[i, h],
+                    own,
                     sender[near[i, k], h],
                     part[i - rows[0], k, h],
                     centred,
-                    inside,
-                    row,
+                    kept,
+                    start_of(kept, place + k * n_heads, width),
                     given,
                     received,
                     d_sender[near[i, k] - first, h],
@@ -138,14 +146,14 @@ def embed(edges: Edges, rows: tuple[int, int], mean: Array) -> None:
     """Normalised gated rows of edges, averaged over the four frames, into `mean`, (rows, width / 2)."""
     projection, distance, weight, inside, constants = borrowed(edges)
     mean, width, real = borrowed(mean), mean.shape[1], weight.dtype.type
-    x, total = np.empty(width, real), np.empty(width, real)
+    kept, x, total = by_row(inside, width), np.empty(width, real), np.empty(width, real)
     for e in range(rows[0], rows[1]):
         clear(total)
         for frame in range(4):
             openings = first_layer(weight, 0, projection[e], distance[e], frame)
             values = first_layer(weight, 1, projection[e], distance[e], frame)
-            counter = np.uint32(4 * e + frame) * np.uint32(width)
-            centre, inverse = gate(openings, values, inside, counter, constants[0], x)
+            start = start_of(kept, 4 * e + frame, width)
+            centre, inverse = gate(openings, values, kept, start, constants[0], x)
             add_normal(x, centre, inverse, total)
         set_scaled(total, real(0.25), mean[e - rows[0]])
 
@@ -157,7 +165,7 @@ def embed_backward(edges: Edges, rows: tuple[int, int], d_mean: Array, mean: Arr
     width, real = mean.shape[1], weight.dtype.type
     d_mean, mean, gradient = borrowed(d_mean), borrowed(mean), borrowed(gradient)
     x, slopes = np.empty((4, width), real), np.empty((4, 2, width), real)
-    own, wanted = np.empty(width, real), np.empty(width, real)
+    kept, own, wanted = by_row(inside, width), np.empty(width, real), np.empty(width, real)
     for e in range(rows[0], rows[1]):
         set_scaled(d_mean[e - rows[0]], real(1), wanted)
         total = wanted.sum() / real(width)
@@ -165,8 +173,8 @@ def embed_backward(edges: Edges, rows: tuple[int, int], d_mean: Array, mean: Arr
         for frame in range(4):
             openings = first_layer(weight, 0, projection[e], distance[e], frame)
             values = first_layer(weight, 1, projection[e], distance[e], frame)
-            counter = np.uint32(4 * e + frame) * np.uint32(width)
-            given = wanted, total, inside, counter, constants[0]
+            start = start_of(kept, 4 * e + frame, width)
+            given = wanted, total, kept, start, constants[0]
             frame_backward(openings, values, given, frame, x, slopes, own)
         set_scaled(own, real(0.25), mean[e - rows[0]])
         for half in range(2):
@@ -180,10 +188,10 @@ def normalize(
     """Gated rows of `packed`, (n_rows, 2, width), and `bias`, (2, width), normalised into `normal`, (n_rows, width)."""
     packed, bias, normal = borrowed(packed), borrowed(bias), borrowed(normal)
     width, real = normal.shape[1], constants.dtype.type
-    x = np.empty(width, real)
+    kept, x = by_row(inside, width), np.empty(width, real)
     for row in range(rows[0], rows[1]):
         openings, values = (packed[row, 0], bias[0]), (packed[row, 1], bias[1])
-        mean, inverse = gate(openings, values, inside, np.uint32(row) * np.uint32(width), constants[0], x)
+        mean, inverse = gate(openings, values, kept, start_of(kept, row, width), constants[0], x)
         set_normal(x, mean, inverse, normal[row])
 
 
@@ -208,12 +216,35 @@ def normalize_backward(
     )
     width, real = d_normal.shape[1], constants.dtype.type
     slopes, x, wanted = np.empty((2, width), real), np.empty(width, real), np.empty(width, real)
+    kept = by_row(inside, width)
     for row in range(rows[0], rows[1]):
         set_scaled(d_normal[row], real(1), wanted)
         openings, values = (packed[row, 0], bias[0]), (packed[row, 1], bias[1])
-        given = wanted, wanted.sum() / real(width), inside, np.uint32(row) * np.uint32(width), constants[0]
+        given = wanted, wanted.sum() / real(width), kept, start_of(kept, row, width), constants[0]
         gate_backward(openings, values, given, real(1), x, slopes, None)
         gated_backward(x, slopes, d_packed[row], d_bias)
+
+
+@compile_at_first_call
+def add_dropped(
+    x: Array, bias: Array, chosen: Chosen | None, factor: Array, rows: tuple[int, int], onto: Array, made: Array
+) -> None:
+    """Rows of `onto` plus what is kept of `x` with `bias`, (width,), times `factor`, (1,), into `made`."""
+    x, bias, onto, made, width = borrowed(x), borrowed(bias), borrowed(onto), borrowed(made), x.shape[1]
+    kept = by_row(chosen, width)
+    for row in range(rows[0], rows[1]):
+        add_dropped_row(x[row], bias, kept, start_of(kept, row, width), factor[0], onto[row], made[row])
+
+
+@compile_at_first_call
+def add_dropped_backward(
+    d_made: Array, chosen: Chosen | None, factor: Array, rows: tuple[int, int], d_x: Array, d_bias: Array
+) -> None:
+    """Gradient of `add_dropped`, into `d_x` and added to `d_bias`."""
+    d_made, d_x, d_bias, width = borrowed(d_made), borrowed(d_x), borrowed(d_bias), d_x.shape[1]
+    kept = by_row(chosen, width)
+    for row in range(rows[0], rows[1]):
+        drop_backward(d_made[row], kept, start_of(kept, row, width), factor[0], d_x[row], d_bias)
 
 
 @compile_at_first_call
@@ -222,7 +253,7 @@ def scale(x: Array, chosen: Chosen, factor: Array, first: int, made: Array) -> N
     in_wide_vectors()
     by, none, least = factor[0], factor.dtype.type(0), np.uint32(chosen.least)
     for d in range(len(x)):
-        share = by if word(first, d, chosen) >= least else none
+        share = by if word(first + d, chosen) >= least else none
         made[d] = narrow(wide(x[d]) * share, made[d])
 
 
@@ -237,5 +268,7 @@ def scale_by_frames(
     """
     x, bias, made, total, width = borrowed(x), borrowed(bias), borrowed(made), borrowed(total), x.shape[1]
     given = factor[0], np.uint32(below[0]), np.uint32(below[1]), np.uint32(below[2]), np.uint32(below[3])
+    kept = by_row(chosen, width)
     for row in range(len(x)):
-        scale_row(x[row], bias, chosen, np.uint32(first + row * width), given, made[row], total)
+        start = advanced(np.int64(first + row * width), np.uint32(chosen.factor), np.uint32(chosen.offset))
+        scale_row(x[row], bias, start, kept[1], given, made[row], total)

@@ -2,7 +2,11 @@
 
 A loop that writes to a row becomes vector instructions only if the compiler knows that no other row of it lies in the
 same memory. For more than a few rows numba's own reads and writes leave that to be found out at every call, or not at
-all. Those here say it: rows read with `at` alone share a mark, each row that is written has one of its own.
+all. Those here say it: rows that are only read share a mark, 0, and each one that is written has its own, 1 to 7.
+
+What is said holds for all that becomes one function: a row written in one loop must not be read with another mark in a
+later one, as the compiler may then read it before. So marks come in groups of eight, and nothing is said of rows of
+different groups: what one loop writes, the next one reads as of mark 8.
 """
 
 from __future__ import annotations
@@ -15,15 +19,17 @@ from numba.core import types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-_N_MARKS = 16
+_N_MARKS = 8
+"""Of a group."""
 
 
 def _marked(builder: Any, instruction: Any, own: int) -> None:
     """Tell the compiler that rows of different marks do not overlap (LLVM, `alias.scope` and `noalias`)."""
-    domain = builder.module.add_metadata(["rows of a loop"])
-    marks = [builder.module.add_metadata([f"rows of mark {mark}", domain]) for mark in range(_N_MARKS)]
-    others = [mark for number, mark in enumerate(marks) if number != own]
-    instruction.set_metadata("alias.scope", builder.module.add_metadata([marks[own]]))
+    group, place = divmod(own, _N_MARKS)
+    domain = builder.module.add_metadata([f"rows of group {group}"])
+    marks = [builder.module.add_metadata([f"rows of mark {group}, {mark}", domain]) for mark in range(_N_MARKS)]
+    others = [mark for number, mark in enumerate(marks) if number != place]
+    instruction.set_metadata("alias.scope", builder.module.add_metadata([marks[place]]))
     instruction.set_metadata("noalias", builder.module.add_metadata(others))
 
 
@@ -69,19 +75,27 @@ def _widen(context: Any) -> Any:
     return types.void(), made
 
 
-def _mix(context: Any, first: Any, step: Any, factor: Any, offset: Any) -> Any:
+def _advance(context: Any, place: Any, factor: Any, offset: Any) -> Any:
+    """Types of `advanced`, and its instructions."""
+
+    def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place, factor, offset = given
+        return builder.add(builder.mul(builder.trunc(place, factor.type), factor), offset)
+
+    return numba.uint32(types.int64, factor, offset), made
+
+
+def _mix(context: Any, start: Any, step: Any) -> Any:
     """Types of `mixed`, and its instructions."""
 
     def made(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        first, step, factor, offset = given
-        x = builder.add(first, builder.trunc(step, first.type))
-        x = builder.add(builder.mul(x, factor), offset)
+        x = builder.add(*given)
         for shift, by in ((16, 0x7FEB352D), (15, 0x846CA68B)):
             x = builder.xor(x, builder.lshr(x, x.type(shift)))
             x = builder.mul(x, x.type(by))
         return x
 
-    return numba.uint32(first, step, factor, offset), made
+    return numba.uint32(start, step), made
 
 
 def _without_owner(context: Any, builder: Any, kind: Any, value: Any) -> Any:
@@ -115,5 +129,7 @@ put: Any = intrinsic(prefer_literal=True)(_put)
 in_wide_vectors: Any = intrinsic(_widen)
 """Let the loops of this function use vectors of 512 bits on processors that do not slow down for them."""
 # Of two numbers of 32 bits numba makes one of 64, whose products take a processor several times as long.
+advanced: Any = intrinsic(_advance)
+"""``factor * place + offset``, uint32, of a place in 64 bits, of which the lower half counts."""
 mixed: Any = intrinsic(_mix)
-"""The random word of the place `step` after the first one, uint32, as in `histoflow.flow.dropout`."""
+"""The random word of the sum of two numbers, all uint32, as in `histoflow.flow.dropout`."""

@@ -15,29 +15,65 @@ import numba
 import numpy as np
 
 from histoflow.flow.jit import by_type, inlined
-from histoflow.flow.numbers import borrowed, get, in_wide_vectors, mixed, put
+from histoflow.flow.numbers import advanced, borrowed, get, in_wide_vectors, mixed, put
 from histoflow.flow.operands import Array, Chosen
 
 
 @inlined
-def word(first: Any, step: Any, chosen: Chosen) -> Any:
-    """The random word of the place `step` after the first one, uint32, as in `histoflow.flow.dropout`."""
-    return mixed(np.uint32(first), np.int64(step), np.uint32(chosen.factor), np.uint32(chosen.offset))
+def word(place: Any, chosen: Chosen) -> Any:
+    """The random word of a place, uint32, as in `histoflow.flow.dropout`."""
+    return mixed(advanced(np.int64(place), np.uint32(chosen.factor), np.uint32(chosen.offset)), np.uint32(0))
 
 
 @inlined
-def is_kept(chosen: Chosen | None, first: Any, step: Any) -> Any:
-    """Whether dropout keeps the number `step` after the first; without a choice, known when compiled, all are kept."""
+def is_kept(chosen: Chosen | None, place: Any) -> Any:
+    """Whether dropout keeps the number of a place; without a choice, known when compiled, all are kept."""
     if chosen is None:
         return True
-    return word(first, step, chosen) >= np.uint32(chosen.least)
+    return word(place, chosen) >= np.uint32(chosen.least)
+
+
+@inlined
+def _steps(chosen: Chosen, width: int) -> Any:
+    """Products for the places of a row, which are taken once."""
+    steps = np.empty(width, np.uint32)
+    for d in range(width):
+        steps[d] = advanced(np.int64(d), np.uint32(chosen.factor), np.uint32(0))
+    return chosen, steps
+
+
+def by_row(chosen: Chosen | None, width: int) -> Any:
+    """A choice as `is_kept_in_row` takes it."""
+    return None if chosen is None else _steps(chosen, width)
+
+
+@by_type(by_row)
+def _by_row_of_type(chosen: Any, width: Any) -> Any:
+    none = isinstance(chosen, numba.types.NoneType)
+    return (lambda chosen, width: None) if none else (lambda chosen, width: _steps(chosen, width))
+
+
+@inlined
+def start_of(inside: Any, row: Any, width: int) -> Any:
+    """Where `is_kept_in_row` starts, in the row of that number."""
+    if inside is None:
+        return np.uint32(0)
+    return advanced(np.int64(row) * width, np.uint32(inside[0].factor), np.uint32(inside[0].offset))
+
+
+@inlined
+def is_kept_in_row(inside: Any, start: Any, d: Any) -> Any:
+    """Whether dropout keeps a number of a row."""
+    if inside is None:
+        return True
+    return mixed(start, get(inside[1], d, 0)) >= np.uint32(inside[0].least)
 
 
 @inlined
 def keep(chosen: Chosen | None, by: Any, place: Any, step: int, factor: Array) -> None:
     """What dropout multiplies numbers with, `by` or zero, the first at a place and others so many places apart."""
     for k in range(len(factor)):
-        factor[k] = by if is_kept(chosen, place, k * step) else factor.dtype.type(0)
+        factor[k] = by if is_kept(chosen, place + k * step) else factor.dtype.type(0)
 
 
 def _exp(x: float) -> float:
@@ -66,8 +102,28 @@ def _exp_of_type(x: Any) -> Any:
 
 
 @inlined
+def _sigmoid_single(x: Any) -> Any:
+    """Sigmoid within 2e-7 of itself, as `_exp_single`, of the opposite number."""
+    x = min(max(x, np.float32(-80)), np.float32(80))
+    # In a sum with 1.5 * 2**23 the last bits are the nearest whole number.
+    n = np.int32(np.float32(x * np.float32(-1.4426950408889634) + np.float32(12582912)).view(np.int32) - 0x4B400000)
+    s = x + np.float32(n) * np.float32(0.693359375) - np.float32(n) * np.float32(2.12194440e-4)
+    p = np.float32(1.3981999507e-3) - s * np.float32(1.9875691500e-4)
+    p = np.float32(8.3334519073e-3) - s * p
+    p = np.float32(4.1665795894e-2) - s * p
+    p = np.float32(1.6666665459e-1) - s * p
+    p = np.float32(5.0000001201e-1) - s * p
+    power = np.int32((n + np.int32(127)) << np.int32(23)).view(np.float32)
+    return np.float32(1) / (np.float32(1) + power * (p * s * s - s + np.float32(1)))
+
+
 def _sigmoid(x: Any, one: Any) -> Any:
-    return one / (one + _exp(-x))
+    return one / (one + math.exp(-x))
+
+
+@by_type(_sigmoid)
+def _sigmoid_of_type(x: Any, one: Any) -> Any:
+    return (lambda x, one: _sigmoid_single(x)) if x == numba.float32 else (lambda x, one: one / (one + math.exp(-x)))
 
 
 @inlined
@@ -137,7 +193,7 @@ def first_layer(weight: Array, half: int, place: Array, distance: Any, frame: in
 
 
 @inlined
-def gate(openings: Any, values: Any, inside: Chosen | None, counter: Any, epsilon: Any, x: Array) -> Any:
+def gate(openings: Any, values: Any, inside: Any, start: Any, epsilon: Any, x: Array) -> Any:
     """``x = keep * SiLU(a) * b`` of a row [a, b], which `number` finds; its mean and inverse spread."""
     in_wide_vectors()
     real = x.dtype.type
@@ -145,7 +201,7 @@ def gate(openings: Any, values: Any, inside: Chosen | None, counter: Any, epsilo
     for d in range(len(x)):
         opening = number(openings, d)
         gated = opening * _sigmoid(opening, real(1)) * number(values, d)
-        kept = is_kept(inside, counter, d)
+        kept = is_kept_in_row(inside, start, d)
         gated = gated if kept else real(0)
         total += gated
         square += gated * gated
@@ -154,7 +210,7 @@ def gate(openings: Any, values: Any, inside: Chosen | None, counter: Any, epsilo
 
 
 @inlined
-def gate_along(openings: Any, values: Any, weight: Array, inside: Chosen | None, counter: Any, epsilon: Any) -> Any:
+def gate_along(openings: Any, values: Any, weight: Array, inside: Any, start: Any, epsilon: Any) -> Any:
     """Mean and inverse spread of a gated row, and its product with `weight`; nothing is written."""
     in_wide_vectors()
     real = weight.dtype.type
@@ -162,7 +218,7 @@ def gate_along(openings: Any, values: Any, weight: Array, inside: Chosen | None,
     for d in range(len(weight)):
         opening = number(openings, d)
         gated = opening * _sigmoid(opening, real(1)) * number(values, d)
-        kept = is_kept(inside, counter, d)
+        kept = is_kept_in_row(inside, start, d)
         gated = gated if kept else real(0)
         total += gated
         square += gated * gated
@@ -176,8 +232,8 @@ def gate_with_slopes(
     openings: Any,
     values: Any,
     weight: Array,
-    inside: Chosen | None,
-    counter: Any,
+    inside: Any,
+    start: Any,
     epsilon: Any,
     x: Array,
     slopes: Array,
@@ -188,7 +244,7 @@ def gate_with_slopes(
     total, square, along = real(0), real(0), real(0)
     for d in range(len(x)):
         # Where a number is dropped, a sigmoid of zero makes it zero, and both derivatives with it.
-        kept = is_kept(inside, counter, d)
+        kept = is_kept_in_row(inside, start, d)
         opening, value = number(openings, d), number(values, d)
         sigmoid = _sigmoid(opening, real(1)) if kept else real(0)
         opened = opening * sigmoid
@@ -209,8 +265,8 @@ def row_backward(
     second: Array,
     third: Array,
     centred: Array,
-    inside: Chosen | None,
-    counter: Any,
+    inside: Any,
+    start: Any,
     given: Any,
     receiver: Array,
     sender: Array,
@@ -223,6 +279,7 @@ def row_backward(
     """
     in_wide_vectors()
     slope, bend, mean = given
+    first, receiver = borrowed(first), borrowed(receiver)
     one, none = centred.dtype.type(1), centred.dtype.type(0)
     first_0, first_1, second_0, second_1, third_0, third_1 = (
         first[0],
@@ -236,7 +293,7 @@ def row_backward(
     for d in range(len(centred)):
         opening = wide(get(first_0, d, 0)) + wide(get(second_0, d, 0)) + wide(get(third_0, d, 1))
         value = wide(get(first_1, d, 0)) + wide(get(second_1, d, 0)) + wide(get(third_1, d, 2))
-        kept = is_kept(inside, counter, d)
+        kept = is_kept_in_row(inside, start, d)
         sigmoid = _sigmoid(opening, one) if kept else none
         opened = opening * sigmoid
         excess = opened * value - mean
@@ -257,11 +314,11 @@ def gated_backward(d_x: Array, slopes: Array, d_packed: Array, d_bias: Array) ->
     in_wide_vectors()
     s_0, s_1, packed_0, packed_1, bias_0, bias_1 = slopes[0], slopes[1], d_packed[0], d_packed[1], d_bias[0], d_bias[1]
     for d in range(len(d_x)):
-        d_opening, d_value = get(d_x, d, 0) * get(s_0, d, 0), get(d_x, d, 0) * get(s_1, d, 0)
-        put(bias_0, d, 1, get(bias_0, d, 1) + d_opening)
-        put(bias_1, d, 2, get(bias_1, d, 2) + d_value)
-        put(packed_0, d, 3, narrow(d_opening, get(packed_0, d, 3)))
-        put(packed_1, d, 4, narrow(d_value, get(packed_1, d, 4)))
+        d_opening, d_value = get(d_x, d, 8) * get(s_0, d, 8), get(d_x, d, 8) * get(s_1, d, 8)
+        put(bias_0, d, 9, get(bias_0, d, 9) + d_opening)
+        put(bias_1, d, 10, get(bias_1, d, 10) + d_value)
+        put(packed_0, d, 11, narrow(d_opening, get(packed_0, d, 11)))
+        put(packed_1, d, 12, narrow(d_value, get(packed_1, d, 12)))
 
 
 @inlined
@@ -288,9 +345,9 @@ def gate_backward(
 
     `given` are the gradient of the row normalised, its mean, and what `gate` takes.
     """
-    wanted, total, inside, counter, epsilon = given
+    wanted, total, inside, start, epsilon = given
     real = x.dtype.type
-    centre, inverse, along = gate_with_slopes(openings, values, wanted, inside, counter, epsilon, x, slopes)
+    centre, inverse, along = gate_with_slopes(openings, values, wanted, inside, start, epsilon, x, slopes)
     bend = (along / real(len(x)) - centre * total) * inverse * inverse
     if normal is not None:
         add_normal(x, centre, inverse, normal)
@@ -313,12 +370,12 @@ def frames_backward(d_x: Array, slopes: Array, half: int, place: Array, distance
     s_1, s_2, s_3, s_4 = slopes[0, half], slopes[1, half], slopes[2, half], slopes[3, half]
     across, along, far, bias = gradient[0, half], gradient[1, half], gradient[2, half], gradient[3, half]
     for d in range(len(x_1)):
-        one, two = get(x_1, d, 0) * get(s_1, d, 0), get(x_2, d, 0) * get(s_2, d, 0)
-        three, four = get(x_3, d, 0) * get(s_3, d, 0), get(x_4, d, 0) * get(s_4, d, 0)
-        put(across, d, 1, get(across, d, 1) + first * ((one + two) - (three + four)))
-        put(along, d, 2, get(along, d, 2) + second * ((one - two) + (three - four)))
-        put(far, d, 3, get(far, d, 3) + distance * ((one + two) + (three + four)))
-        put(bias, d, 4, get(bias, d, 4) + ((one + two) + (three + four)))
+        one, two = get(x_1, d, 8) * get(s_1, d, 8), get(x_2, d, 8) * get(s_2, d, 8)
+        three, four = get(x_3, d, 8) * get(s_3, d, 8), get(x_4, d, 8) * get(s_4, d, 8)
+        put(across, d, 9, get(across, d, 9) + first * ((one + two) - (three + four)))
+        put(along, d, 10, get(along, d, 10) + second * ((one - two) + (three - four)))
+        put(far, d, 11, get(far, d, 11) + distance * ((one + two) + (three + four)))
+        put(bias, d, 12, get(bias, d, 12) + ((one + two) + (three + four)))
 
 
 @inlined
@@ -375,22 +432,46 @@ def set_normal(x: Array, centre: Any, inverse: Any, made: Array) -> None:
     """The row, less its centre, times `inverse`, into `made`, which may hold the bits of bfloat16."""
     in_wide_vectors()
     for d in range(len(x)):
-        put(made, d, 1, narrow((get(x, d, 0) - centre) * inverse, get(made, d, 1)))
+        put(made, d, 9, narrow((get(x, d, 8) - centre) * inverse, get(made, d, 9)))
 
 
 @inlined
-def scale_row(x: Array, bias: Array, chosen: Chosen, first: Any, given: Any, made: Array, total: Array) -> None:
+def scale_row(x: Array, bias: Array, start: Any, steps: Array, given: Any, made: Array, total: Array) -> None:
     """One row of `kernels.scale_by_frames`; `given` are the factor and the thresholds."""
     in_wide_vectors()
     by, one, two, three, four = given
     none = total.dtype.type(0)
     for d in range(len(x)):
-        drawn = word(first, d, chosen)
+        drawn = mixed(start, get(steps, d, 0))
         share = (by if drawn >= one else none) + (by if drawn >= two else none)
         share = share + (by if drawn >= three else none) + (by if drawn >= four else none)
         scaled = (wide(get(x, d, 0)) + get(bias, d, 0)) * share
         put(total, d, 2, get(total, d, 2) + scaled)
         put(made, d, 1, narrow(scaled, get(made, d, 1)))
+
+
+@inlined
+def add_dropped_row(x: Array, bias: Array, inside: Any, start: Any, by: Any, onto: Array, made: Array) -> None:
+    """One row of `kernels.add_dropped`."""
+    in_wide_vectors()
+    none = bias.dtype.type(0)
+    for d in range(len(x)):
+        kept = is_kept_in_row(inside, start, d)
+        share = by if kept else none
+        put(made, d, 1, get(onto, d, 0) + (wide(get(x, d, 0)) + get(bias, d, 0)) * share)
+
+
+@inlined
+def drop_backward(d_made: Array, inside: Any, start: Any, by: Any, d_x: Array, total: Array) -> None:
+    """One row of `kernels.add_dropped_backward`."""
+    in_wide_vectors()
+    none = total.dtype.type(0)
+    for d in range(len(d_x)):
+        kept = is_kept_in_row(inside, start, d)
+        share = by if kept else none
+        given = get(d_made, d, 0) * share
+        put(total, d, 2, get(total, d, 2) + given)
+        put(d_x, d, 1, narrow(given, get(d_x, d, 1)))
 
 
 @inlined
