@@ -1,9 +1,11 @@
 """Compiled passes beside what torch does in their place, with the same choice of dropout; threads; the exponential."""
 
+import hashlib
 import os
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -161,6 +163,13 @@ def test_loops_compiled_here_or_kept_in_files_in_part_or_in_whole_give_the_same_
     for path in kept:
         path.unlink()
     assert told() == compiled_here
+
+
+def test_loops_are_compiled_anew_when_what_is_compiled_into_them_changes():
+    folder = Path(kernels.__file__).parent
+    made_of = b"".join((folder / f"{name}.py").read_bytes() for name in ("jit", "numbers", "operands", "rows"))
+    found = hashlib.sha256(made_of).hexdigest()[:16]
+    assert found == kernels.MADE_OF, f"write MADE_OF = {found!r} in kernels.py, or old loops stay in use"
 
 
 def test_random_words_are_those_of_torch():

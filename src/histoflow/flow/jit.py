@@ -1,6 +1,6 @@
 """How the functions of `kernels` are compiled: into whatever calls them, or once and kept in a file.
 
-What is kept in files is not compiled anew when this file changes, only when that of the function does.
+What is kept in files is not compiled anew when this file changes, only when `kernels` does, which names a digest of it.
 """
 
 from __future__ import annotations

@@ -39,6 +39,9 @@ from histoflow.flow.rows import (
     word,
 )
 
+MADE_OF = "50a78cbe3f79ad9b"
+"""Digest of the other files that are compiled into these loops: numba looks for changes here alone."""
+
 
 @compile_at_first_call
 def attend(

@@ -1,6 +1,6 @@
 """What the compiled loops of `kernels` take. An array of rows may hold the bits of numbers in bfloat16, as uint16.
 
-The order of the fields is part of the compiled code: change `kernels` with it, as numba looks for changes there alone.
+The order of the fields is part of the compiled code.
 """
 
 from __future__ import annotations
