@@ -189,3 +189,21 @@ def test_numbers_not_set_yet_are_of_the_shape_and_lie_where_vectors_begin(shape,
     assert (made.shape, made.dtype, made.is_contiguous()) == (shape, dtype or torch.float32, True)
     assert made.numel() == 0 or made.data_ptr() % 64 == 0
     assert made.fill_(3).eq(3).all()
+
+
+@pytest.mark.parametrize("n_rows", [0, 9])
+def test_a_network_in_bfloat16_differs_by_its_rounding_alone(n_rows):
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        mlp, x, onto = GatedMLP(4, 64, 3, 0.3), torch.randn(n_rows, 4), torch.randn(n_rows, 3)
+    told = []
+    for dtype in (torch.float32, torch.bfloat16):
+        mlp, given = mlp.to(dtype), [one.to(dtype).requires_grad_() for one in (x, onto)]
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            found = mlp(*given)
+        told.append([found, *torch.autograd.grad(found.sum(), [*given, *mlp.parameters()])])
+        assert {one.dtype for one in told[-1]} == {dtype}
+    for full, halved in zip(*told, strict=True):
+        highest = full.detach().abs().max().item() if full.numel() else 0.0
+        torch.testing.assert_close(halved.float(), full, rtol=0, atol=0.05 * highest)

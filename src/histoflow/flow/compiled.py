@@ -105,7 +105,8 @@ def _threads(n_threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n_threads, "histoflow", torch.set_num_threads, (1,))
 
 
-os.register_at_fork(after_in_child=_threads.cache_clear)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a copy of this process has none of its threads
 
 
 @contextmanager

@@ -59,7 +59,7 @@ class _Normalize(torch.autograd.Function):
         rows = packed.reshape(-1, packed.shape[-1])
         find = _normalized if compiled(rows) else _plain
         normal = find(rows, bias, choice, epsilon)
-        return normal.view(*packed.shape[:-1], -1).to(packed.dtype)
+        return normal.view(*packed.shape[:-1], normal.shape[1]).to(packed.dtype)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -85,7 +85,7 @@ def _plain_backward(
 
 def _normalized(rows: Tensor, bias: Tensor, choice: Choice, epsilon: float) -> Tensor:
     normal = rows.new_empty(len(rows), rows.shape[1] // 2)
-    given = _halves(rows), _halves(bias[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
+    given = _halves(rows), _halves(widened(bias)[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
     into = array(normal)
     in_parts(lambda part: kernels().normalize(*given, part, into), len(rows), rows.device)
     return normal
@@ -95,15 +95,15 @@ def _normalized_backward(
     rows: Tensor, bias: Tensor, d_normal: Tensor, choice: Choice, epsilon: float
 ) -> tuple[Tensor, Tensor]:
     d_packed = torch.empty_like(rows, memory_format=torch.contiguous_format)
-    given = _halves(rows), _halves(bias[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
+    given = _halves(rows), _halves(widened(bias)[None])[0], choice.compiled(), np.full(1, epsilon, type_of_sums(rows))
     wanted, into = array(d_normal), _halves(d_packed)
 
     def work(part: tuple[int, int]) -> Tensor:
-        d_bias = torch.zeros_like(bias)
+        d_bias = torch.zeros_like(widened(bias))
         kernels().normalize_backward(*given, part, wanted, into, array(d_bias).reshape(2, -1))
         return d_bias
 
-    return d_packed, torch.stack(in_parts(work, len(rows), rows.device)).sum(dim=0)
+    return d_packed, torch.stack(in_parts(work, len(rows), rows.device)).sum(dim=0).to(bias.dtype)
 
 
 class _AddDropped(torch.autograd.Function):
@@ -111,12 +111,12 @@ class _AddDropped(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, bias: Tensor, onto: Tensor, rate: float, choice: Choice) -> Tensor:
-        ctx.like, ctx.choice, ctx.factor = x[:0], choice, 1 / (1 - rate)
+        ctx.like, ctx.dtype, ctx.choice, ctx.factor = x[:0], bias.dtype, choice, 1 / (1 - rate)
         if not compiled(x):
             dropped: Tensor = (widened(x) + bias) * choice.kept(tuple(x.shape), 0, x.device) * ctx.factor
             return onto + dropped
         made = empty(onto, *onto.shape)
-        given = array(x), array(bias), choice.compiled(), np.full(1, ctx.factor, type_of_sums(x))
+        given = array(x), array(widened(bias)), choice.compiled(), np.full(1, ctx.factor, type_of_sums(x))
         into = array(onto), array(made)
         in_parts(lambda part: kernels().add_dropped(*given, part, *into), len(x), x.device)
         return made
@@ -132,15 +132,16 @@ class _AddDropped(torch.autograd.Function):
         into = array(d_x)
 
         def work(part: tuple[int, int]) -> Tensor:
-            total = d_made.new_zeros(d_made.shape[1])
+            total = widened(d_made[:0]).new_zeros(d_made.shape[1])
             kernels().add_dropped_backward(*given, part, into, array(total))
             return total
 
-        return d_x, torch.stack(in_parts(work, len(d_made), d_made.device)).sum(dim=0), d_made, None, None
+        d_bias = torch.stack(in_parts(work, len(d_made), d_made.device)).sum(dim=0)
+        return d_x, d_bias.to(ctx.dtype), d_made, None, None
 
 
 def _halves(rows: Tensor) -> Any:
-    return array(rows).reshape(len(rows), 2, -1)
+    return array(rows).reshape(len(rows), 2, rows.shape[1] // 2)
 
 
 def _of(rows: Tensor, bias: Tensor, choice: Choice) -> Gated:

@@ -39,7 +39,7 @@ from histoflow.flow.rows import (
     word,
 )
 
-MADE_OF = "50a78cbe3f79ad9b"
+MADE_OF = "0d767b0be4220bdd"
 """Digest of the other files that are compiled into these loops: numba looks for changes here alone."""
 
 
@@ -210,13 +210,7 @@ def normalize_backward(
     d_bias: Array,
 ) -> None:
     """Gradient of `normalize`, into `d_packed` and added to `d_bias`, (2, width)."""
-    packed, bias, d_normal, d_packed, d_bias = (
-        borrowed(packed),
-        borrowed(bias),
-        borrowed(d_normal),
-        borrowed(d_packed),
-        borrowed(d_bias),
-    )
+    packed, bias, d_normal, d_packed, d_bias = borrowed((packed, bias, d_normal, d_packed, d_bias))
     width, real = d_normal.shape[1], constants.dtype.type
     slopes, x, wanted = np.empty((2, width), real), np.empty(width, real), np.empty(width, real)
     kept = by_row(inside, width)

@@ -38,6 +38,11 @@ def _opened(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     return make_array(kind)(context, builder, value)  # type: ignore[no-untyped-call]
 
 
+def _is_row(kind: Any) -> bool:
+    """Whether numbers lie one beside the other, as `_pointer` takes for granted."""
+    return isinstance(kind, types.Array) and kind.ndim == 1 and kind.layout in "CF"
+
+
 def _pointer(context: Any, builder: Any, kind: Any, row: Any, place: Any) -> Any:
     return builder.gep(_opened(context, builder, kind, row).data, [place], inbounds=True)
 
@@ -50,7 +55,7 @@ def _get(context: Any, row: Any, place: Any, mark: Any) -> Any:
         _marked(builder, number, mark.literal_value)
         return number
 
-    return row.dtype(row, types.intp, mark), made
+    return row.dtype(row, types.intp, mark) if _is_row(row) else None, made
 
 
 def _put(context: Any, row: Any, place: Any, mark: Any, number: Any) -> Any:
@@ -61,7 +66,7 @@ def _put(context: Any, row: Any, place: Any, mark: Any, number: Any) -> Any:
         _marked(builder, stored, mark.literal_value)
         return context.get_dummy_value()
 
-    return types.void(row, types.intp, mark, row.dtype), made
+    return types.void(row, types.intp, mark, row.dtype) if _is_row(row) else None, made
 
 
 def _widen(context: Any) -> Any:
@@ -123,7 +128,7 @@ def _borrow(context: Any, given: Any) -> Any:
 borrowed: Any = intrinsic(_borrow)
 """Arrays, or a tuple with arrays, that the caller holds meanwhile: their rows are not counted as further users."""
 get: Any = intrinsic(prefer_literal=True)(_get)
-"""Number at a place, not below zero, of a row that is written under this mark, a literal from 1 on."""
+"""Number at a place, not below zero, of a row with this mark, a literal."""
 put: Any = intrinsic(prefer_literal=True)(_put)
 """Write a number, of the row's type, at a place of a row with this mark."""
 in_wide_vectors: Any = intrinsic(_widen)

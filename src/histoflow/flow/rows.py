@@ -458,7 +458,8 @@ def add_dropped_row(x: Array, bias: Array, inside: Any, start: Any, by: Any, ont
     for d in range(len(x)):
         kept = is_kept_in_row(inside, start, d)
         share = by if kept else none
-        put(made, d, 1, get(onto, d, 0) + (wide(get(x, d, 0)) + get(bias, d, 0)) * share)
+        added = wide(get(onto, d, 0)) + (wide(get(x, d, 0)) + get(bias, d, 0)) * share
+        put(made, d, 1, narrow(added, get(made, d, 1)))
 
 
 @inlined
@@ -469,7 +470,7 @@ def drop_backward(d_made: Array, inside: Any, start: Any, by: Any, d_x: Array, t
     for d in range(len(d_x)):
         kept = is_kept_in_row(inside, start, d)
         share = by if kept else none
-        given = get(d_made, d, 0) * share
+        given = wide(get(d_made, d, 0)) * share
         put(total, d, 2, get(total, d, 2) + given)
         put(d_x, d, 1, narrow(given, get(d_x, d, 1)))
 
