@@ -1,5 +1,6 @@
 """Importing histoflow is free, a part loads little of the others, and the public names are the ones that are listed."""
 
+import os
 import subprocess
 import sys
 
@@ -24,6 +25,16 @@ def test_a_graph_is_made_without_loading_what_embeds_and_scores():
 def test_the_package_runs_as_a_module():
     done = subprocess.run([sys.executable, "-m", "histoflow", "--version"], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith(histoflow.__version__)
+
+
+@pytest.mark.parametrize("policy", [None, "ACTIVE"])
+def test_threads_that_wait_sleep_in_commands_unless_told_otherwise(policy):
+    tell = "import os, atexit; atexit.register(lambda: print(os.environ['OMP_WAIT_POLICY']))"
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_WAIT_POLICY": policy} if policy else {}
+    command = [sys.executable, "-c", f"{tell}; from histoflow.cli import main; main()", "--version"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split()[-1] == (policy or "PASSIVE")
 
 
 @pytest.mark.parametrize("package", [histoflow, histoflow.pp], ids=["histoflow", "pp"])

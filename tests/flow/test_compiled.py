@@ -104,6 +104,25 @@ def test_parts_cover_a_range_once_and_leave_torch_as_it_was(n_threads):
         assert {told[1:] for told in found} == {(1, False)}
 
 
+IN_A_COPY = """
+import os
+import torch
+from histoflow.flow.compiled import in_parts
+
+torch.set_num_threads(2)
+assert in_parts(lambda part: part, 8, torch.device("cpu")) == [(0, 4), (4, 8)]
+copy = os.fork()
+assert in_parts(lambda part: part, 8, torch.device("cpu")) == [(0, 4), (4, 8)]
+if copy:
+    assert os.waitpid(copy, 0)[1] == 0
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are not copied on this system")
+def test_a_copy_of_the_process_has_threads_of_its_own():
+    subprocess.run([sys.executable, "-c", IN_A_COPY], check=True, timeout=120)
+
+
 def test_an_error_in_a_part_leaves_torchs_threads_as_they_were():
     before = torch.get_num_threads()
     torch.set_num_threads(2)
