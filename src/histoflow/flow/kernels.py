@@ -39,7 +39,7 @@ from histoflow.flow.rows import (
     word,
 )
 
-MADE_OF = "0d767b0be4220bdd"
+MADE_OF = "4e97f63ed021fbff"
 """Digest of the other files that are compiled into these loops: numba looks for changes here alone."""
 
 

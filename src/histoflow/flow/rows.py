@@ -186,7 +186,7 @@ def _number_by_source(source: Any, d: Any) -> Any:
 
 @inlined
 def first_layer(weight: Array, half: int, place: Array, distance: Any, frame: int) -> Any:
-    """What `packed` takes of the first layer of an edge in a frame, one of four flips of signs, for half a row."""
+    """What `number` takes of the first layer of an edge in a frame, one of four flips of signs, for half a row."""
     real = weight.dtype.type
     first, second = place[0] * real(1 - 2 * (frame // 2)), place[1] * real(1 - 2 * (frame % 2))
     return weight[0, half], weight[1, half], weight[2, half], weight[3, half], first, second, distance
